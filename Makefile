@@ -1,0 +1,50 @@
+# Every target works from a fresh clone and sets itself up in .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+OUT ?= out
+
+.PHONY: demo test test-slow venv lint bench parity clean
+
+# The device alone: no TensorFlow, half a minute to set up.
+$(VENV)/device: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[headless]'
+	touch $@
+
+# The whole workstation: TensorFlow and what the tests need.
+$(VENV)/workstation: $(VENV)/device
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[headless,tools,test]'
+	touch $@
+
+demo: $(VENV)/device
+	$(BIN)/edge-app inspect models/sample/clip.mp4 --bundle models/nut \
+		--out $(OUT) --json $(OUT)/verdicts.jsonl
+	@echo "Look at the pictures in $(OUT)/ (NG parts, the defect painted) and at $(OUT)/verdicts.jsonl."
+
+venv: $(VENV)/workstation
+
+test: $(VENV)/workstation
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/workstation
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/workstation
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/workstation
+	$(BIN)/edge-app bench --bundle models/nut --references 1000
+
+# The same bundle under both TFLite runtimes, each in an environment of its own.
+parity: $(VENV)/workstation
+	$(PYTHON) -m venv $(VENV)-tflite
+	$(VENV)-tflite/bin/pip install --quiet --disable-pip-version-check \
+		'tflite-runtime==2.14.0' 'numpy<2' 'opencv-python-headless<5' 'scikit-learn>=1.4'
+	$(BIN)/python -m tools runtime-parity --bundle models/nut --source models/sample/clip.mp4 \
+		--python $(VENV)-tflite/bin/python
+
+clean:
+	rm -rf $(VENV) $(VENV)-tflite $(OUT)

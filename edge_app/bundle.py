@@ -1,0 +1,428 @@
+"""
+The bundle: everything one part's inspection needs, as arrays and a manifest, never a pickle.
+
+::
+
+    <bundle>/manifest.json    what it is, verified against the files beside it
+             encoder.tflite
+             decoder.tflite   or none
+             reference.npz    or none (a bundle that only carries an encoder, for enrolling)
+
+A bundle is immutable. It is written under a temporary name, synced, and renamed; the one in use is a
+symlink ``current`` replaced by rename. `manifest_sha256`, called `bundle_sha256` everywhere else,
+covers the manifest, which covers the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_app import __version__
+from edge_app.errors import BundleError, InputError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+ENCODER, DECODER, REFERENCE = "encoder.tflite", "decoder.tflite", "reference.npz"
+CURRENT = "current"
+
+# Every field of schema 1 and the types it may have; None means "not learnt".
+_FIELDS: dict[str, tuple[type | None, ...]] = {
+    "schema_version": (int,),
+    "manifest_sha256": (str,),
+    "parent_sha256": (str, None),
+    "part": (str,),
+    "made": (dict,),
+    "files": (dict,),
+    "input": (dict,),
+    "encoder": (dict,),
+    "alignment": (dict,),
+    "presence": (dict, None),
+    "scorer": (dict, None),
+    "threshold": (dict, None),
+    "quality": (dict, None),
+    "decoder": (dict, None),
+    "provenance": (dict,),
+}
+_NUMBER = (int, float)
+_SECTIONS: dict[str, dict[str, tuple[type | None, ...]]] = {
+    "made": {"at": (str,), "command": (str,), "commit": (str, None), "versions": (dict,)},
+    "input": {
+        "size": (list,),
+        "colour_order": (str,),
+        "scale": _NUMBER,
+        "offset": _NUMBER,
+        "region": (list, None),
+    },
+    "encoder": {"dtype": (str,), "embedding_shape": (list,), "patch_shape": (list,)},
+    "alignment": {"recipe": (str,)},
+    "presence": {"kind": (str,), "difference": _NUMBER, "least_share": _NUMBER},
+    "scorer": {"kind": (str,), "k": (int,), "feature_scaling": (str,)},
+    "threshold": {
+        "value": _NUMBER,
+        "method": (str,),
+        "wanted_rate": _NUMBER,
+        "supported_rate": _NUMBER,
+        "images": (int,),
+    },
+    "decoder": {
+        "kind": (str,),
+        "source": (str,),
+        "blur_share": _NUMBER,
+        "colour_scale": (dict,),
+    },
+    "provenance": {"weights": (str,), "licence": (str,), "remake": (list,)},
+}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """
+    A verified bundle.
+
+    Attributes
+    ----------
+    path : Path
+        The folder itself, symlinks resolved.
+    manifest : dict
+    encoder : bytes
+        Content of ``encoder.tflite``.
+    decoder : bytes or None
+    reference : dict of str to ndarray, or None
+        Read-only arrays: `embeddings` (n, d) float32, `image_ids` (n,) str, `scores` (n,) float64
+        (each image's score when it was held out), `axes`, and what the scorer's kind needs.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    encoder: bytes
+    decoder: bytes | None
+    reference: Mapping[str, np.ndarray] | None
+
+    @property
+    def sha256(self) -> str:
+        return self.manifest["manifest_sha256"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the encoder's input."""
+        return tuple(self.manifest["input"]["size"])
+
+    @property
+    def region(self) -> tuple[float, float, float, float] | None:
+        region = self.manifest["input"]["region"]
+        return None if region is None else tuple(region)
+
+
+def canonical_sha256(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of the manifest's canonical JSON without `manifest_sha256`, as hex."""
+    content = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    text = json.dumps(
+        content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """
+    Read a bundle and verify schema, hashes and shapes.
+
+    Raises
+    ------
+    BundleError
+        Naming the file and the field that is wrong.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise BundleError(f"{path}: no such bundle")
+    if not path.is_dir():
+        raise BundleError(f"{path}: is a file, wanted a bundle's folder with {MANIFEST}")
+    path = path.resolve()
+    manifest = _read_manifest(path / MANIFEST)
+    contents = {name: _read_file(path, name, entry) for name, entry in manifest["files"].items()}
+    if ENCODER not in contents:
+        raise BundleError(f"{path / MANIFEST}: files names no {ENCODER}")
+    reference = None
+    if REFERENCE in contents:
+        reference = _read_reference(path / REFERENCE, contents[REFERENCE], manifest)
+    for section, name in (("scorer", REFERENCE), ("threshold", REFERENCE), ("decoder", DECODER)):
+        if (manifest[section] is not None) != (name in contents):
+            state = "given" if manifest[section] is not None else "null"
+            there = "there" if name in contents else "missing"
+            raise BundleError(f"{path / MANIFEST}: {section} is {state} but {name} is {there}")
+    return Bundle(path, manifest, contents[ENCODER], contents.get(DECODER), reference)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path}: missing, so this folder is no bundle") from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise BundleError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{path}: holds a {type(manifest).__name__}, wanted a JSON object")
+    version = manifest.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path}: schema_version is {version}, this edge-app {__version__} reads up to "
+            f"{SCHEMA_VERSION}: update edge-app"
+        )
+    if version != SCHEMA_VERSION:
+        raise BundleError(f"{path}: schema_version is {version!r}, wanted {SCHEMA_VERSION}")
+    _check_fields(path, "", manifest, _FIELDS)
+    for section, fields in _SECTIONS.items():
+        if manifest[section] is not None:
+            _check_fields(path, section + ".", manifest[section], fields)
+    try:
+        actual = canonical_sha256(manifest)
+    except ValueError as error:
+        raise BundleError(f"{path}: holds a number that JSON does not know: {error}") from None
+    if actual != manifest["manifest_sha256"]:
+        raise BundleError(
+            f"{path}: manifest_sha256 is {manifest['manifest_sha256'][:12]}…, the content gives "
+            f"{actual[:12]}…: the manifest was changed after it was written"
+        )
+    return manifest
+
+
+def _check_fields(path: Path, prefix: str, section: Mapping, fields: Mapping) -> None:
+    for field, types in fields.items():
+        if field not in section:
+            raise BundleError(f"{path}: field {prefix}{field} is missing")
+        value = section[field]
+        wanted = tuple(kind for kind in types if kind is not None)
+        right = isinstance(value, wanted) and not isinstance(value, bool)
+        if not right and not (value is None and None in types):
+            names = " or ".join("null" if kind is None else kind.__name__ for kind in types)
+            raise BundleError(
+                f"{path}: field {prefix}{field} is a {type(value).__name__}, wanted {names}"
+            )
+
+
+def _read_file(path: Path, name: str, entry: Any) -> bytes:
+    if name not in (ENCODER, DECODER, REFERENCE):
+        raise BundleError(f"{path / MANIFEST}: files names {name!r}, which no bundle holds")
+    _check_fields(path / MANIFEST, f"files.{name}.", entry, {"sha256": (str,), "bytes": (int,)})
+    try:
+        content = (path / name).read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{path / name}: missing, the manifest names it") from None
+    except OSError as error:
+        raise BundleError(f"{path / name}: cannot be read: {error.strerror}") from None
+    if len(content) != entry["bytes"]:
+        raise BundleError(
+            f"{path / name}: has {len(content)} bytes, the manifest says {entry['bytes']}"
+        )
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != entry["sha256"]:
+        raise BundleError(
+            f"{path / name}: sha256 is {actual[:12]}…, the manifest says {entry['sha256'][:12]}…"
+        )
+    return content
+
+
+def _read_reference(path: Path, content: bytes, manifest: dict) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{path}: is not a plain array archive: {error}") from None
+    for array in arrays.values():
+        array.setflags(write=False)
+    (dim,) = manifest["encoder"]["embedding_shape"]
+    embeddings = arrays.get("embeddings")
+    if embeddings is None or embeddings.ndim != 2 or embeddings.shape[1] != dim:
+        got = "missing" if embeddings is None else f"of shape {embeddings.shape}"
+        raise BundleError(f"{path}: array embeddings is {got}, wanted (n, {dim})")
+    count = len(embeddings)
+    wanted: dict[str, tuple[int, ...]] = {"image_ids": (count,), "scores": (count,)}
+    scorer = manifest["scorer"] or {}
+    if scorer.get("kind") == "lof":
+        wanted |= {"k_distance": (count,), "density": (count,)}
+    if scorer.get("feature_scaling") == "minmax":
+        wanted |= {"scaling_low": (dim,), "scaling_span": (dim,)}
+    for name, shape in wanted.items():
+        if name not in arrays or arrays[name].shape != shape:
+            got = f"of shape {arrays[name].shape}" if name in arrays else "missing"
+            raise BundleError(f"{path}: array {name} is {got}, wanted {shape}")
+    axes = arrays.get("axes")
+    if axes is None or axes.ndim != 2 or axes.shape[1] != dim:
+        raise BundleError(f"{path}: array axes is missing or misshapen, wanted (m, {dim})")
+    if scorer and not 1 <= scorer["k"] <= count:
+        raise BundleError(
+            f"{path.parent / MANIFEST}: scorer.k is {scorer['k']}, wanted 1 to {count}"
+        )
+    if manifest["presence"] is not None and "empty_view" not in arrays:
+        raise BundleError(f"{path}: array empty_view is missing, presence needs it")
+    return arrays
+
+
+def write_bundle(
+    path: Path | str,
+    manifest: Mapping[str, Any],
+    encoder: bytes,
+    decoder: bytes | None = None,
+    reference: Mapping[str, np.ndarray] | None = None,
+) -> Bundle:
+    """
+    Write a bundle whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        Must not exist: a bundle is immutable.
+    manifest : mapping
+        All fields of schema 1 but `schema_version`, `files` and `manifest_sha256`.
+    encoder, decoder : bytes
+    reference : mapping of str to ndarray
+
+    Returns
+    -------
+    Bundle
+        Read back and verified from the disk.
+
+    Raises
+    ------
+    InputError
+        If `path` exists or cannot be written.
+    """
+    path = Path(path)
+    refuse_existing(path)
+    contents = {ENCODER: encoder}
+    if decoder is not None:
+        contents[DECODER] = decoder
+    if reference is not None:
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **reference)
+        contents[REFERENCE] = packed.getvalue()
+    full = {
+        **manifest,
+        "schema_version": SCHEMA_VERSION,
+        "files": {
+            name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            for name, content in contents.items()
+        },
+    }
+    full["manifest_sha256"] = canonical_sha256(full)
+    text = json.dumps(full, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    contents[MANIFEST] = text.encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        for name, content in contents.items():
+            with open(temporary / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.chmod(0o755)  # mkdtemp's 0700 would hide the bundle from the service's user
+        bundle = load_bundle(temporary)
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Bundle(path.resolve(), bundle.manifest, bundle.encoder, bundle.decoder, bundle.reference)
+
+
+def refuse_existing(path: Path | str) -> None:
+    """Raise `InputError` if something is at `path`; for asking before the work is done."""
+    if os.path.lexists(path):
+        raise InputError(f"{path}: exists already; a bundle is never overwritten, name a new one")
+
+
+def activate(bundle: Path | str) -> Path:
+    """
+    Point the symlink ``current`` beside a bundle at it, by rename, so that there always is one.
+
+    Returns
+    -------
+    Path
+        The link.
+    """
+    bundle = Path(bundle).resolve()
+    link = bundle.parent / CURRENT
+    if link.exists() and not link.is_symlink():
+        raise InputError(f"{link}: is not a symlink, so it cannot be pointed at {bundle.name}")
+    temporary = bundle.parent / f".{CURRENT}.{os.getpid()}"
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(bundle.name)
+        os.replace(temporary, link)
+        _sync_folder(bundle.parent)
+    except OSError as error:
+        raise InputError(f"{link}: cannot be written: {error.strerror}") from None
+    return link
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def made_now(command: str, packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """
+    The manifest's `made`: when, by which command, from which commit, with which versions.
+
+    Parameters
+    ----------
+    command : str
+        As typed, without machine-specific parts.
+    packages : tuple of str
+        Distributions to record beside edge-app and numpy.
+    """
+    from importlib import metadata
+
+    versions = {"edge-app": __version__, "numpy": np.__version__}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    now = datetime.now(UTC)
+    return {
+        "at": now.isoformat(timespec="seconds"),
+        "command": command,
+        "commit": _commit(),
+        "versions": versions,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this file runs from; None where it is installed or git is not there."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        asked = subprocess.run(
+            ["git", "-C", os.fspath(root), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return asked.stdout.strip() or None

@@ -1,0 +1,190 @@
+"""
+Decide: from scores to verdicts, per frame and per part.
+
+Three modes. `single`: every frame stands for itself (pictures of a folder). `continuous`: one view;
+a moving average over frames with hysteresis. `part`: frames between two empty views are one part and
+give one verdict; nothing carries over to the next.
+
+No clock, no I/O: the memory comes in and goes out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from edge_app.records import Decision, Finding, PartVerdict, Verdict
+
+MODES = ("single", "continuous", "part")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """
+    How to decide.
+
+    Attributes
+    ----------
+    mode : {'single', 'continuous', 'part'}
+    threshold : float
+        A score above it is NG.
+    smoothing_frames : int
+        Length of the moving average of `continuous`, at least 1.
+    hysteresis : float
+        After an NG the average must fall below ``threshold * (1 - hysteresis)`` to be OK again.
+    ng_share : float
+        Share of a part's usable frames, above 0 to 1, from which on the part is NG.
+    least_usable_frames : int
+        Fewer usable frames make a part UNKNOWN.
+    empty_frames : int
+        So many EMPTY frames in a row end a part.
+    """
+
+    mode: str
+    threshold: float
+    smoothing_frames: int = 5
+    hysteresis: float = 0.05
+    ng_share: float = 0.5
+    least_usable_frames: int = 3
+    empty_frames: int = 2
+
+
+@dataclass(frozen=True)
+class OpenPart:
+    """The frames of the part in view so far, counted."""
+
+    part: int
+    first_frame: int
+    last_frame: int
+    usable: int = 0
+    ng: int = 0
+    unknown: int = 0
+    best_score: float | None = None
+    best_frame: int | None = None
+    last_reason: str | None = None
+    empty_run: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """What is remembered from frame to frame; the first is ``State()``."""
+
+    recent: tuple[float, ...] = ()
+    alarmed: bool = False
+    open_part: OpenPart | None = None
+    next_part: int = 0
+
+
+def decide(finding: Finding, index: int, state: State, rules: Rules) -> tuple[Decision, State]:
+    """
+    Decide one frame.
+
+    Parameters
+    ----------
+    finding : Finding
+    index : int
+        Number of the frame.
+    state : State
+    rules : Rules
+
+    Returns
+    -------
+    decision : Decision
+        `closed` holds the verdict on the part that this frame ended, in mode `part`.
+    state : State
+    """
+    finding = _refuse_nan(finding)
+    if rules.mode == "continuous":
+        return _continuous(finding, state, rules)
+    if rules.mode == "part":
+        return _part(finding, index, state, rules)
+    decision = _single(finding, rules)
+    if decision.verdict is Verdict.EMPTY:
+        return decision, state
+    return replace(decision, part=state.next_part), replace(state, next_part=state.next_part + 1)
+
+
+def finish(state: State, rules: Rules) -> tuple[PartVerdict | None, State]:
+    """The verdict on the part that is still open when the frames end, if there is one."""
+    if state.open_part is None:
+        return None, state
+    return _close(state.open_part, rules), replace(state, open_part=None)
+
+
+def _refuse_nan(finding: Finding) -> Finding:
+    if finding.score is not None and not math.isfinite(finding.score):
+        return replace(finding, score=None, reason="score: not a finite number")
+    return finding
+
+
+def _single(finding: Finding, rules: Rules) -> Decision:
+    if finding.empty:
+        return Decision(Verdict.EMPTY)
+    if finding.score is None:
+        return Decision(Verdict.UNKNOWN, reason=finding.reason)
+    verdict = Verdict.NG if finding.score > rules.threshold else Verdict.OK
+    return Decision(verdict, finding.score, finding.score)
+
+
+def _continuous(finding: Finding, state: State, rules: Rules) -> tuple[Decision, State]:
+    decision = _single(finding, rules)
+    if finding.empty:
+        # The next part must not be judged by the scores of the last one.
+        return decision, replace(state, recent=(), alarmed=False)
+    if finding.score is None:
+        return decision, state
+    # Started from real scores: an average that starts at zero passes its first frames unseen.
+    recent = (*state.recent, finding.score)[-rules.smoothing_frames :]
+    smoothed = sum(recent) / len(recent)
+    limit = rules.threshold * (1 - rules.hysteresis) if state.alarmed else rules.threshold
+    alarmed = smoothed > limit
+    decision = Decision(Verdict.NG if alarmed else Verdict.OK, finding.score, smoothed)
+    return decision, replace(state, recent=recent, alarmed=alarmed)
+
+
+def _part(finding: Finding, index: int, state: State, rules: Rules) -> tuple[Decision, State]:
+    decision, part = _single(finding, rules), state.open_part
+    if decision.verdict is Verdict.EMPTY:
+        if part is None:
+            return decision, state
+        part = replace(part, empty_run=part.empty_run + 1)
+        if part.empty_run < rules.empty_frames:
+            return decision, replace(state, open_part=part)
+        return replace(decision, closed=_close(part, rules)), replace(state, open_part=None)
+    if part is None:
+        if finding.score is None and not finding.in_part:
+            # Nothing is known to be in view: a frame that could not be read opens no part.
+            return decision, state
+        part = OpenPart(state.next_part, index, index)
+        state = replace(state, next_part=state.next_part + 1)
+    part = replace(part, last_frame=index, empty_run=0)
+    if decision.verdict is Verdict.UNKNOWN:
+        part = replace(part, unknown=part.unknown + 1, last_reason=decision.reason)
+    else:
+        part = replace(part, usable=part.usable + 1, ng=part.ng + (decision.verdict is Verdict.NG))
+        if part.best_score is None or finding.score > part.best_score:
+            part = replace(part, best_score=finding.score, best_frame=index)
+    return replace(decision, part=part.part), replace(state, open_part=part)
+
+
+def _close(part: OpenPart, rules: Rules) -> PartVerdict:
+    if part.usable < rules.least_usable_frames:
+        verdict = Verdict.UNKNOWN
+        reason = f"frames: {part.usable} usable, wanted {rules.least_usable_frames}"
+        if part.last_reason:
+            reason += f" (last: {part.last_reason})"
+    else:
+        verdict = Verdict.NG if part.ng >= rules.ng_share * part.usable else Verdict.OK
+        reason = None
+    return PartVerdict(
+        part.part,
+        verdict,
+        reason,
+        part.best_score,
+        part.first_frame if part.best_frame is None else part.best_frame,
+        part.first_frame,
+        part.last_frame,
+        part.usable,
+        part.ng,
+        part.unknown,
+    )

@@ -1,0 +1,354 @@
+"""
+Enrol: from embeddings of good parts to a reference, a threshold and a bundle.
+
+The only module of the device that imports scikit-learn, and only inside the fit. The workstation's
+``fit`` goes through the same functions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from edge_app.bundle import Bundle
+from edge_app.encoder import Encoder
+from edge_app.errors import InputError
+from edge_app.preprocess import Preprocessing, prepare
+from edge_app.presence import EmptyView, learn_empty_view, locate
+from edge_app.records import Frame
+from edge_app.scorer import DENSITY_EPSILON, FeatureScaling, NeighbourScorer, principal_axes
+
+# Axes kept for the scorer's bounds: 128 kept the search at a sixth of the encoder call on every set
+# and scaling tried, 32 did not.
+SCORER_AXES = 128
+# Up to so many images each is held out alone; beyond, in this many groups.
+LEAVE_ONE_OUT_UP_TO = 20
+FOLDS = 10
+
+
+@dataclass(frozen=True)
+class ScorerSettings:
+    """Which scorer to fit: `kind` 'lof' or 'knn', `k` neighbours, `feature_scaling`."""
+
+    kind: str = "lof"
+    k: int = 5
+    feature_scaling: str = "none"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """
+    A threshold and what stands behind it.
+
+    Attributes
+    ----------
+    value : float
+    method : str
+        How it was found, in words.
+    wanted_rate : float
+        False-reject rate asked for, 0 to 1.
+    supported_rate : float
+        Smallest rate that so many images can support without extrapolation, ``1 / (images + 1)``.
+    images : int
+        Number of good images whose held-out scores stand behind it.
+    """
+
+    value: float
+    method: str
+    wanted_rate: float
+    supported_rate: float
+    images: int
+
+    def sentence(self) -> str:
+        """One sentence for a person."""
+        text = f"threshold {self.value:.4g} from the held-out scores of {self.images} good images"
+        if self.wanted_rate >= self.supported_rate:
+            return f"{text}, for a false-reject rate of {self.wanted_rate:.2%}"
+        needed = math.ceil(1 / self.wanted_rate) - 1
+        return (
+            f"{text}; they support a false-reject rate of {self.supported_rate:.2%}, the wanted "
+            f"{self.wanted_rate:.2%} is extrapolated and needs {needed} images to be supported"
+        )
+
+
+def fit_scorer(embeddings: np.ndarray, settings: ScorerSettings) -> dict[str, np.ndarray]:
+    """
+    Fit what a `NeighbourScorer` needs.
+
+    Parameters
+    ----------
+    embeddings : ndarray of float32, shape (n, d)
+    settings : ScorerSettings
+
+    Returns
+    -------
+    dict of str to ndarray
+        `axes`, and as the settings ask `scaling_low`, `scaling_span`, `k_distance`, `density`.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than k + 1 embeddings.
+    """
+    if len(embeddings) < settings.k + 1:
+        raise InputError(
+            f"{len(embeddings)} good images are too few for {settings.k} neighbours, "
+            f"wanted at least {settings.k + 1}"
+        )
+    scaling = FeatureScaling.learn(settings.feature_scaling, embeddings)
+    scaled = scaling.apply(embeddings)
+    arrays = {"axes": principal_axes(scaled, SCORER_AXES)}
+    if settings.feature_scaling == "minmax":
+        arrays |= {"scaling_low": scaling.low, "scaling_span": scaling.span}
+    if settings.kind == "lof":
+        from sklearn.neighbors import NearestNeighbors
+
+        # The same brute-force search and order of ties as LocalOutlierFactor's own.
+        search = NearestNeighbors(n_neighbors=settings.k).fit(scaled)
+        distances, neighbours = search.kneighbors()
+        k_distance = distances[:, -1]
+        reach = np.maximum(distances, k_distance[neighbours])
+        arrays |= {
+            "k_distance": k_distance,
+            "density": 1.0 / (reach.mean(axis=1) + DENSITY_EPSILON),
+        }
+    return arrays
+
+
+def build_scorer(
+    kind: str, k: int, feature_scaling: str, arrays: dict[str, np.ndarray]
+) -> NeighbourScorer:
+    """A scorer from a reference's arrays (`embeddings` and what `fit_scorer` gives)."""
+    scaling = FeatureScaling(feature_scaling, arrays.get("scaling_low"), arrays.get("scaling_span"))
+    return NeighbourScorer(
+        kind,
+        k,
+        arrays["embeddings"],
+        scaling,
+        arrays["axes"],
+        arrays.get("k_distance"),
+        arrays.get("density"),
+    )
+
+
+def folds(count: int) -> list[np.ndarray]:
+    """
+    Which images are held out together.
+
+    In the order of the images, in one piece each: frames of a video and pictures of one batch, which
+    stand next to each other, leave together, so that no image is judged by its own twin.
+    """
+    groups = count if count <= LEAVE_ONE_OUT_UP_TO else FOLDS
+    return np.array_split(np.arange(count), groups)
+
+
+def held_out_scores(embeddings: np.ndarray, settings: ScorerSettings) -> np.ndarray:
+    """
+    The score of every good image against the others, itself and its fold left out.
+
+    Returns
+    -------
+    scores : ndarray of float64, shape (n,)
+        Higher is more anomalous.
+    """
+    scores = np.empty(len(embeddings))
+    for held_out in folds(len(embeddings)):
+        rest = np.delete(embeddings, held_out, axis=0)
+        # With only k + 1 images, those left are one too few for k neighbours among themselves.
+        k = min(settings.k, len(rest) - 1)
+        fold = ScorerSettings(settings.kind, k, settings.feature_scaling)
+        arrays = {"embeddings": rest, **fit_scorer(rest, fold)}
+        scorer = build_scorer(fold.kind, k, fold.feature_scaling, arrays)
+        scores[held_out] = [scorer.score(embeddings[row]) for row in held_out]
+    return scores
+
+
+def calibrate(scores: np.ndarray, wanted_rate: float) -> Threshold:
+    """
+    Threshold from held-out scores of good images.
+
+    With enough images it is the split-conformal quantile: the ``ceil((n + 1) (1 - rate))``-th smallest
+    score (Vovk, Gammerman and Shafer, 2005), which a further good image exceeds with probability at
+    most `wanted_rate`. With fewer than ``1 / rate - 1`` no score is that rare. Then the largest
+    score is taken plus a margin: the upper half of the scores is continued as an exponential tail,
+    so the distance from the median to the largest score, reached at rate 1 / (n + 1), grows by
+    ``ln(1 / (2 rate)) / ln((n + 1) / 2)``.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (n,), n at least 2
+    wanted_rate : float
+        False-reject rate, above 0, below 0.5.
+    """
+    ordered = np.sort(scores)
+    count = len(ordered)
+    supported = 1 / (count + 1)
+    rank = math.ceil((count + 1) * (1 - wanted_rate))
+    if rank <= count:
+        value, method = float(ordered[rank - 1]), "conformal quantile of held-out scores"
+    else:
+        median = float(np.median(ordered))
+        growth = math.log(1 / (2 * wanted_rate)) / math.log((count + 1) / 2)
+        value = median + (float(ordered[-1]) - median) * max(growth, 1.0)
+        method = f"largest held-out score, its distance to the median times {max(growth, 1.0):.2f}"
+    return Threshold(value, method, wanted_rate, supported, count)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Embeddings of good images; `image_ids` names the image of each row."""
+
+    embeddings: np.ndarray
+    image_ids: np.ndarray
+
+
+def learn_reference(
+    learnt: Learnt, settings: ScorerSettings, wanted_rate: float, empty_view: EmptyView | None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """
+    Everything that good embeddings teach.
+
+    Returns
+    -------
+    reference : dict of str to ndarray
+        For ``reference.npz``.
+    sections : dict
+        The manifest's `scorer`, `threshold` and `presence`.
+
+    Raises
+    ------
+    InputError
+        If there are too few images for the scorer.
+    """
+    fitted = fit_scorer(learnt.embeddings, settings)
+    scores = held_out_scores(learnt.embeddings, settings)
+    reference = {
+        "embeddings": learnt.embeddings,
+        "image_ids": learnt.image_ids,
+        "scores": scores,
+        **fitted,
+    }
+    sections: dict[str, Any] = {
+        "scorer": asdict(settings),
+        "threshold": asdict(calibrate(scores, wanted_rate)),
+        "presence": None,
+    }
+    if empty_view is not None:
+        reference["empty_view"] = empty_view.picture
+        sections["presence"] = {
+            "kind": "empty view",
+            "difference": empty_view.difference,
+            "least_share": empty_view.least_share,
+        }
+    return reference, sections
+
+
+def empty_view_of(bundle: Bundle) -> EmptyView | None:
+    """The empty view a bundle has learnt, if it has."""
+    presence = bundle.manifest["presence"]
+    if presence is None:
+        return None
+    return EmptyView(
+        bundle.reference["empty_view"], presence["difference"], presence["least_share"]
+    )
+
+
+@dataclass
+class Enrolment:
+    """
+    What came of the frames offered for learning.
+
+    Attributes
+    ----------
+    learnt : Learnt
+    empty_view : EmptyView or None
+    skipped : list of str
+        One sentence for each frame that was not learnt.
+    encode_s : float
+        Seconds spent in the encoder.
+    """
+
+    learnt: Learnt
+    empty_view: EmptyView | None
+    skipped: list[str]
+    encode_s: float
+
+
+def enrol(
+    frames: Iterable[Frame],
+    encoder: Encoder,
+    recipe: Preprocessing,
+    empty_frames: Sequence[Frame] = (),
+    empty_view: EmptyView | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Enrolment:
+    """
+    Encode good frames.
+
+    Parameters
+    ----------
+    frames : iterable of Frame
+        Good parts; frames without pixels are skipped, and, once an empty view is known, empty ones
+        and those where the part is cut by the edge.
+    encoder : Encoder
+    recipe : Preprocessing
+    empty_frames : sequence of Frame
+        The station without a part; teaches a new empty view.
+    empty_view : EmptyView, optional
+        An empty view known already.
+    progress : callable
+        Called with the number of frames seen so far.
+
+    Raises
+    ------
+    InputError
+        If no frame can be learnt from, or the empty view does not differ from the good frames.
+    """
+    embeddings: list[np.ndarray] = []
+    image_ids: list[str] = []
+    kept: list[np.ndarray] = []
+    skipped: list[str] = []
+    encode_s = 0.0
+    if empty_frames:
+        empty_view = None
+        empty_rgb = [prepare(f.frame_bgr, recipe) for f in empty_frames if f.frame_bgr is not None]
+        if not empty_rgb:
+            raise InputError("none of the pictures of the empty station can be read")
+        # A first view from the empty pictures alone tells which frames hold a whole part.
+        first_view = learn_empty_view(empty_rgb, [])
+    else:
+        first_view = empty_view
+    for seen, frame in enumerate(frames, 1):
+        progress(seen)
+        if frame.frame_bgr is None:
+            skipped.append(frame.problem or f"{frame.source}: no picture")
+            continue
+        pixels_rgb = prepare(frame.frame_bgr, recipe)
+        if first_view is not None:
+            location = locate(pixels_rgb, first_view)
+            if not location.present or location.cut:
+                what = "the part is cut by the edge" if location.present else "no part in view"
+                skipped.append(f"{frame.source} frame {frame.index}: {what}")
+                continue
+        started = time.perf_counter()
+        encoding = encoder.encode(pixels_rgb)
+        encode_s += time.perf_counter() - started
+        if not np.isfinite(encoding.embedding).all():
+            skipped.append(f"{frame.source} frame {frame.index}: the embedding is not finite")
+            continue
+        embeddings.append(encoding.embedding)
+        image_ids.append(f"{frame.source}#{frame.index}")
+        if empty_frames:
+            kept.append(pixels_rgb)
+    if not embeddings:
+        first = f" (first: {skipped[0]})" if skipped else ""
+        raise InputError(f"no good frame to learn from among {len(skipped)} offered{first}")
+    if empty_frames:
+        empty_view = learn_empty_view(empty_rgb, kept)
+    learnt = Learnt(np.stack(embeddings), np.array(image_ids))
+    return Enrolment(learnt, empty_view, skipped, encode_s)

@@ -1,0 +1,163 @@
+"""
+Compute: where a picture differs from the decoder's redraw of it, and that laid over the frame.
+
+The map is the article's ``|original - decoder(features)|``, averaged over colours and smoothed. Its
+colour scale is fixed in the bundle from good parts: a scale stretched per picture would paint every
+good part red.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from edge_app.encoder import quantise, read_float
+from edge_app.errors import BundleError
+from edge_app.preprocess import region_box
+from edge_app.records import Encoding
+from edge_app.runtime import open_interpreter
+
+OVERLAY_STRENGTH = 0.65
+
+
+@dataclass(frozen=True)
+class ColourScale:
+    """
+    From difference to colour.
+
+    Attributes
+    ----------
+    low : float
+        Differences up to this one are not painted (0 on the map).
+    high : float
+        Differences from this one on are fully red (1 on the map).
+    """
+
+    low: float
+    high: float
+
+
+class Decoder:
+    """
+    A TFLite network that redraws the part from the encoder's features.
+
+    Parameters
+    ----------
+    model : bytes
+        Content of ``decoder.tflite``, batch 1.
+    source : {'patches', 'embedding'}
+        Which of the encoder's outputs it takes.
+    encoding_shape : tuple of int
+        Shape of that output.
+    size : tuple of int
+        (height, width) of the encoder's input, which the redraw must have.
+    threads : int
+
+    Attributes
+    ----------
+    calls : int
+        How often the network has run; a frame that is not NG must not raise it.
+
+    Raises
+    ------
+    BundleError
+        If the network's shapes do not fit the encoder's.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        source: str,
+        encoding_shape: tuple[int, ...],
+        size: tuple[int, int],
+        threads: int = 1,
+    ) -> None:
+        self.source = source
+        self.calls = 0
+        self._interpreter = open_interpreter(model, threads)
+        (self._input,) = self._interpreter.get_input_details()
+        (self._output,) = self._interpreter.get_output_details()
+        got_in = tuple(int(n) for n in self._input["shape"])
+        got_out = tuple(int(n) for n in self._output["shape"])
+        wanted_in, wanted_out = (1, *encoding_shape), (1, *size, 3)
+        if got_in != wanted_in or got_out != wanted_out:
+            raise BundleError(
+                f"decoder.tflite: takes {got_in} and gives {got_out}, "
+                f"wanted {wanted_in} and {wanted_out} for this encoder"
+            )
+
+    def redraw(self, encoding: Encoding) -> np.ndarray:
+        """
+        Redraw the picture from its features.
+
+        Returns
+        -------
+        redraw_01 : ndarray of float32, shape (height, width, 3)
+            RGB, 0 to 1.
+        """
+        self.calls += 1
+        features = encoding.patches if self.source == "patches" else encoding.embedding
+        self._interpreter.set_tensor(self._input["index"], quantise(features[None], self._input))
+        self._interpreter.invoke()
+        return read_float(self._interpreter, self._output)
+
+
+def difference_map(pixels_rgb: np.ndarray, redraw_01: np.ndarray, blur_share: float) -> np.ndarray:
+    """
+    Smoothed absolute difference between a picture and its redraw.
+
+    Parameters
+    ----------
+    pixels_rgb : ndarray of uint8, shape (height, width, 3)
+    redraw_01 : ndarray of float32, shape (height, width, 3)
+    blur_share : float
+        Standard deviation of the Gaussian blur as a share of the picture's height; 0 for none.
+
+    Returns
+    -------
+    difference : ndarray of float32, shape (height, width)
+        0 to 1, higher is more anomalous.
+    """
+    difference = np.abs(pixels_rgb * np.float32(1 / 255) - redraw_01).mean(axis=2)
+    if blur_share > 0:
+        difference = cv2.GaussianBlur(difference, (0, 0), blur_share * difference.shape[0])
+    return difference
+
+
+def on_frame(
+    difference: np.ndarray,
+    scale: ColourScale,
+    frame_shape: tuple[int, ...],
+    region: tuple[float, float, float, float] | None,
+) -> np.ndarray:
+    """
+    Bring a difference map to its colour scale and back to the place in the frame it was cut from.
+
+    Returns
+    -------
+    map_01 : ndarray of float32, shape (height, width) of the frame
+        0 outside the region of interest.
+    """
+    x0, y0, x1, y1 = region_box(region, frame_shape)
+    scaled = np.clip((difference - scale.low) / max(scale.high - scale.low, 1e-6), 0, 1)
+    map_01 = np.zeros(frame_shape[:2], np.float32)
+    map_01[y0:y1, x0:x1] = cv2.resize(
+        scaled.astype(np.float32), (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR
+    )
+    return map_01
+
+
+def overlay(frame_bgr: np.ndarray, map_01: np.ndarray) -> np.ndarray:
+    """
+    Lay a map over its frame; where the map is 0 the frame shows unchanged.
+
+    Returns
+    -------
+    ndarray of uint8, shape of `frame_bgr`
+    """
+    colours = cv2.applyColorMap((map_01 * 255).astype(np.uint8), cv2.COLORMAP_JET)
+    # Faint differences stay faint: the paint's opacity grows with the map.
+    opacity = (OVERLAY_STRENGTH * np.minimum(map_01 * 2, 1))[:, :, None]
+    return (frame_bgr * (1 - opacity) + colours * opacity + 0.5).astype(np.uint8)

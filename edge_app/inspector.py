@@ -1,0 +1,269 @@
+"""
+The frame loop's inside: one frame in, its results out.
+
+The inspector owns the stages, what they remember between frames, and the clock that times them. It
+does no I/O.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from edge_app.bundle import Bundle
+from edge_app.config import DecisionConfig
+from edge_app.decision import Rules, State, decide, finish
+from edge_app.encoder import Encoder
+from edge_app.enrol import build_scorer, empty_view_of
+from edge_app.errors import BundleError
+from edge_app.heatmap import ColourScale, Decoder, difference_map, on_frame, overlay
+from edge_app.preprocess import Preprocessing, prepare
+from edge_app.presence import locate
+from edge_app.records import Decision, Encoding, Finding, Frame, PartVerdict, Result, Verdict
+
+# A picture smaller than this shows no part to judge.
+LEAST_SIDE = 8
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A frame that has been scored, with what its heatmap needs."""
+
+    frame: Frame
+    pixels_rgb: np.ndarray
+    encoding: Encoding
+    score: float
+
+
+def build_encoder(bundle: Bundle, threads: int) -> Encoder:
+    """
+    The bundle's encoder, checked against its manifest.
+
+    Raises
+    ------
+    BundleError
+        If the network's shapes are not the manifest's.
+    """
+    recipe = bundle.manifest["input"]
+    if recipe["colour_order"] != "rgb":
+        raise BundleError(
+            f"{bundle.path}: manifest.json: input.colour_order is {recipe['colour_order']!r}, "
+            "wanted 'rgb'"
+        )
+    encoder = Encoder(bundle.encoder, recipe["scale"], recipe["offset"], threads)
+    section = bundle.manifest["encoder"]
+    for field, wanted, got in (
+        ("input.size", recipe["size"], encoder.size),
+        ("encoder.embedding_shape", section["embedding_shape"], (encoder.embedding_dim,)),
+        ("encoder.patch_shape", section["patch_shape"], encoder.patch_shape),
+    ):
+        if tuple(wanted) != tuple(got):
+            raise BundleError(
+                f"{bundle.path}: manifest.json: {field} is {list(wanted)}, "
+                f"encoder.tflite has {list(got)}"
+            )
+    return encoder
+
+
+def build_decoder(bundle: Bundle, encoder: Encoder, threads: int) -> Decoder | None:
+    """The bundle's decoder, if it has one, checked against the encoder."""
+    if bundle.decoder is None:
+        return None
+    source = bundle.manifest["decoder"]["source"]
+    shapes = {"patches": encoder.patch_shape, "embedding": (encoder.embedding_dim,)}
+    if source not in shapes:
+        raise BundleError(
+            f"{bundle.path}: manifest.json: decoder.source is {source!r}, "
+            "wanted 'patches' or 'embedding'"
+        )
+    return Decoder(bundle.decoder, source, shapes[source], encoder.size, threads)
+
+
+class Inspector:
+    """
+    Inspects frames with one bundle.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    settings : DecisionConfig
+    mode : {'single', 'continuous', 'part'}
+    threads : int
+    heatmaps : bool
+        Whether NG results carry an overlay; without it the decoder is never called.
+
+    Raises
+    ------
+    BundleError
+        If the bundle has no reference yet or its parts do not fit together.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: DecisionConfig,
+        mode: str,
+        threads: int = 1,
+        heatmaps: bool = True,
+    ) -> None:
+        manifest = bundle.manifest
+        if bundle.reference is None:
+            raise BundleError(
+                f"{bundle.path}: knows no good part yet (no reference.npz): run edge-app enroll first"
+            )
+        self.bundle = bundle
+        self.encoder = build_encoder(bundle, threads)
+        self.decoder = build_decoder(bundle, self.encoder, threads)
+        scorer = manifest["scorer"]
+        self.scorer = build_scorer(
+            scorer["kind"], scorer["k"], scorer["feature_scaling"], bundle.reference
+        )
+        self.recipe = Preprocessing(bundle.size, bundle.region)
+        self._empty_view = empty_view_of(bundle)
+        self.threshold = float(manifest["threshold"]["value"])
+        self._rules = Rules(
+            mode,
+            self.threshold,
+            settings.smoothing_frames,
+            settings.hysteresis,
+            settings.ng_share,
+            settings.least_usable_frames,
+            settings.empty_frames,
+        )
+        self._state = State()
+        self._heatmaps = heatmaps and self.decoder is not None
+        self._evidence: Seen | None = None
+        self._last_frame: Frame | None = None
+
+    def inspect(self, frame: Frame) -> list[Result]:
+        """
+        Judge one frame.
+
+        Returns
+        -------
+        list of Result
+            The frame's own, and before it that of the part which it ended.
+        """
+        latency_ms = {"read": frame.read_ms}
+        self._last_frame = frame
+        finding, seen = self._find(frame, latency_ms)
+        started = time.perf_counter()
+        decision, self._state = decide(finding, frame.index, self._state, self._rules)
+        latency_ms["decide"] = (time.perf_counter() - started) * 1e3
+        results = []
+        if decision.closed is not None:
+            results.append(self._part_result(decision.closed))
+        if self._rules.mode == "part":
+            self._keep_evidence(seen)
+            results.append(self._result("frame", frame, decision, latency_ms))
+        else:
+            event = "part" if self._rules.mode == "single" else "frame"
+            results.append(self._result(event, frame, decision, latency_ms, seen))
+        return results
+
+    def finish(self) -> list[Result]:
+        """The verdict on the part that is still in view when the frames end."""
+        closed, self._state = finish(self._state, self._rules)
+        return [] if closed is None else [self._part_result(closed)]
+
+    def _find(self, frame: Frame, latency_ms: dict[str, float]) -> tuple[Finding, Seen | None]:
+        """Prepare, locate, encode and score; each stage's time goes into `latency_ms`."""
+        if frame.frame_bgr is None:
+            reason = frame.problem or "frame: the source delivered none"
+            return Finding(None, reason=reason, in_part=False), None
+        height, width = frame.frame_bgr.shape[:2]
+        if min(height, width) < LEAST_SIDE:
+            reason = f"picture: {width} x {height} pixels, wanted at least {LEAST_SIDE} a side"
+            return Finding(None, reason=reason, in_part=False), None
+        clock = time.perf_counter
+        at = clock()
+        pixels_rgb = prepare(frame.frame_bgr, self.recipe)
+        latency_ms["prepare"] = (clock() - at) * 1e3
+        if self._empty_view is not None:
+            at = clock()
+            location = locate(pixels_rgb, self._empty_view)
+            latency_ms["locate"] = (clock() - at) * 1e3
+            if not location.present:
+                return Finding(None, empty=True), None
+            if location.cut:
+                return Finding(None, reason="part: cut by the edge of the view"), None
+        seen = self.look(frame, pixels_rgb, latency_ms)
+        return Finding(seen.score), seen
+
+    def look(
+        self, frame: Frame, pixels_rgb: np.ndarray, latency_ms: dict[str, float] | None = None
+    ) -> Seen:
+        """Encode and score prepared pixels, whether or not a part is in them."""
+        at = time.perf_counter()
+        encoding = self.encoder.encode(pixels_rgb)
+        between = time.perf_counter()
+        score = self.scorer.score(encoding.embedding)
+        if latency_ms is not None:
+            latency_ms["encode"] = (between - at) * 1e3
+            latency_ms["score"] = (time.perf_counter() - between) * 1e3
+        return Seen(frame, pixels_rgb, encoding, score)
+
+    def _keep_evidence(self, seen: Seen | None) -> None:
+        """Keep the part's most anomalous NG frame: if the part turns out NG, its overlay is drawn."""
+        if not self._heatmaps or seen is None or not seen.score > self.threshold:
+            return
+        if self._evidence is None or seen.score > self._evidence.score:
+            self._evidence = seen
+
+    def _part_result(self, closed: PartVerdict) -> Result:
+        seen, self._evidence = self._evidence, None
+        decision = Decision(
+            closed.verdict, closed.score, closed.score, closed.reason, closed.part, closed
+        )
+        frame = Frame(closed.frame, self._last_frame.source, None) if seen is None else seen.frame
+        return self._result("part", frame, decision, {}, seen)
+
+    def _result(
+        self,
+        event: str,
+        frame: Frame,
+        decision: Decision,
+        latency_ms: dict[str, float],
+        seen: Seen | None = None,
+    ) -> Result:
+        map_01 = overlay_bgr = None
+        if decision.verdict is Verdict.NG and self._heatmaps and seen is not None:
+            started = time.perf_counter()
+            map_01 = self.heatmap(seen)
+            overlay_bgr = overlay(seen.frame.frame_bgr, map_01)
+            latency_ms["heatmap"] = (time.perf_counter() - started) * 1e3
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return Result(
+            event,
+            frame,
+            decision,
+            now.replace("+00:00", "Z"),
+            self.threshold,
+            self.bundle.sha256,
+            latency_ms=latency_ms,
+            overlay_bgr=overlay_bgr,
+            map_01=map_01,
+        )
+
+    def heatmap(self, seen: Seen, scale: ColourScale | None = None) -> np.ndarray:
+        """
+        The decoder's difference map on the full frame.
+
+        Parameters
+        ----------
+        seen : Seen
+        scale : ColourScale, optional
+            The bundle's own by default; ``ColourScale(0, 1)`` gives the bare differences.
+
+        Returns
+        -------
+        map_01 : ndarray of float32, shape (height, width) of the frame
+        """
+        section = self.bundle.manifest["decoder"]
+        redraw_01 = self.decoder.redraw(seen.encoding)
+        difference = difference_map(seen.pixels_rgb, redraw_01, section["blur_share"])
+        scale = scale or ColourScale(**section["colour_scale"])
+        return on_frame(difference, scale, seen.frame.frame_bgr.shape, self.recipe.region)

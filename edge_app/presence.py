@@ -1,0 +1,129 @@
+"""
+Locate: is a part in the view, and is it there as a whole?
+
+The rule is simple and says so: a station with a fixed camera has one empty view. What differs from it
+is the part. The picture is reduced to `SIDE` x `SIDE` grey pixels, its brightness matched to
+the empty view by the median ratio, and the differing pixels counted. Without a
+picture of the empty view nothing is EMPTY.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from edge_app.errors import InputError
+
+SIDE = 48
+# A pixel belongs to the part when it differs by this many grey levels and this many times the
+# noise of the empty view.
+LEAST_DIFFERENCE = 12.0
+NOISE_FACTOR = 6.0
+# Share of one edge of the view that the part must cover to count as cut by it.
+CUT_SHARE = 0.12
+
+
+@dataclass(frozen=True)
+class EmptyView:
+    """
+    What the station looks like without a part; from the bundle.
+
+    Attributes
+    ----------
+    picture : ndarray of float32, shape (SIDE, SIDE)
+        Mean of the empty pictures, grey levels 0 to 255.
+    difference : float
+        Grey levels by which a pixel of a part differs at least.
+    least_share : float
+        Share of differing pixels, 0 to 1, from which on a part is there.
+    """
+
+    picture: np.ndarray
+    difference: float
+    least_share: float
+
+
+@dataclass(frozen=True)
+class Location:
+    """
+    Attributes
+    ----------
+    present : bool
+    cut : bool
+        Whether the part reaches over the edge of the view.
+    share : float
+        Share of the view that differs from the empty view, 0 to 1.
+    """
+
+    present: bool
+    cut: bool
+    share: float
+
+
+def locate(pixels_rgb: np.ndarray, empty: EmptyView) -> Location:
+    """
+    Compare a picture with the empty view.
+
+    Parameters
+    ----------
+    pixels_rgb : ndarray of uint8, shape (height, width, 3)
+    empty : EmptyView
+    """
+    mask = _part_mask(_reduce(pixels_rgb), empty.picture, empty.difference)
+    share = float(mask.mean())
+    present = share >= empty.least_share
+    edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    return Location(
+        present, present and max(float(edge.mean()) for edge in edges) >= CUT_SHARE, share
+    )
+
+
+def learn_empty_view(empty_rgb: list[np.ndarray], good_rgb: list[np.ndarray]) -> EmptyView:
+    """
+    Learn the empty view and the share of the view from which on a part is there.
+
+    Parameters
+    ----------
+    empty_rgb : list of ndarray of uint8, shape (height, width, 3)
+        Pictures of the station without a part, at least one.
+    good_rgb : list of the same
+        Pictures of good parts; where there are none yet, a part is what covers 1 % of the view more
+        than the noise of the empty pictures does.
+
+    Raises
+    ------
+    InputError
+        If good pictures do not differ clearly from the empty ones.
+    """
+    reduced = np.stack([_reduce(picture) for picture in empty_rgb])
+    view = reduced.mean(axis=0).astype(np.float32)
+    noise = float(np.sqrt(np.mean([(_match(grey, view) - view) ** 2 for grey in reduced])))
+    difference = max(LEAST_DIFFERENCE, NOISE_FACTOR * noise)
+    empty_share = max(float(_part_mask(grey, view, difference).mean()) for grey in reduced)
+    if not good_rgb:
+        return EmptyView(view, difference, empty_share + 0.01)
+    good_share = min(float(_part_mask(_reduce(p), view, difference).mean()) for p in good_rgb)
+    if good_share < 2 * empty_share + 0.01:
+        raise InputError(
+            "the pictures of the empty station look like good parts: at most "
+            f"{empty_share:.1%} of an empty picture and at least {good_share:.1%} of a good one "
+            "differ from the empty view, wanted at least twice as much and 1 % more"
+        )
+    return EmptyView(view, difference, (empty_share + good_share) / 2)
+
+
+def _reduce(pixels_rgb: np.ndarray) -> np.ndarray:
+    grey = cv2.cvtColor(pixels_rgb, cv2.COLOR_RGB2GRAY)
+    return cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR).astype(np.float32)
+
+
+def _match(grey: np.ndarray, view: np.ndarray) -> np.ndarray:
+    """`grey` with the brightness of `view`; the median is deaf to a part on under half the view."""
+    ratio = float(np.median(view / np.maximum(grey, 1.0)))
+    return grey * np.float32(min(max(ratio, 0.5), 2.0))
+
+
+def _part_mask(grey: np.ndarray, view: np.ndarray, difference: float) -> np.ndarray:
+    return np.abs(_match(grey, view) - view) > difference

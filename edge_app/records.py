@@ -1,0 +1,172 @@
+"""What the stages hand to each other: small frozen records, no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+
+class Verdict(str, Enum):
+    """What is said of a frame or a part."""
+
+    OK = "OK"
+    NG = "NG"
+    UNKNOWN = "UNKNOWN"
+    EMPTY = "EMPTY"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Frame:
+    """
+    One picture from a source.
+
+    Attributes
+    ----------
+    index : int
+        Number of the frame in its source, from 0.
+    source : str
+        The file or device it came from.
+    frame_bgr : ndarray of uint8, shape (height, width, 3), or None
+        None where the source could not deliver it; `problem` then says why.
+    problem : str or None
+        ``kind: detail``.
+    read_ms : float
+        Time the source took to deliver it, in milliseconds.
+    """
+
+    index: int
+    source: str
+    frame_bgr: np.ndarray | None
+    problem: str | None = None
+    read_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """
+    The encoder's answer for one picture.
+
+    Attributes
+    ----------
+    embedding : ndarray of float32, shape (d,)
+    patches : ndarray of float32, shape (h, w, c)
+    """
+
+    embedding: np.ndarray
+    patches: np.ndarray
+
+
+@dataclass(frozen=True)
+class Finding:
+    """
+    What the stages before the decision found out about one frame.
+
+    Attributes
+    ----------
+    score : float or None
+        Higher is more anomalous; None where no score could be computed.
+    empty : bool
+        True where no part is in the frame.
+    reason : str or None
+        Why there is no score, as ``kind: detail``.
+    in_part : bool
+        False where a frame could not be seen at all, so that nobody knows whether a part is in it.
+    """
+
+    score: float | None
+    empty: bool = False
+    reason: str | None = None
+    in_part: bool = True
+
+
+@dataclass(frozen=True)
+class Decision:
+    """
+    What is said of one frame, and of the part that it ended, if it ended one.
+
+    Attributes
+    ----------
+    verdict : Verdict
+    score : float or None
+        This frame's own score; None where the verdict is UNKNOWN or EMPTY.
+    score_smoothed : float or None
+        The moving average that decided, in `continuous` mode; the score itself elsewhere.
+    reason : str or None
+    part : int or None
+        The part this frame belongs to, from 0; None outside parts and in `continuous` mode.
+    closed : PartVerdict or None
+        The verdict on the part that ended with (before) this frame.
+    """
+
+    verdict: Verdict
+    score: float | None = None
+    score_smoothed: float | None = None
+    reason: str | None = None
+    part: int | None = None
+    closed: PartVerdict | None = None
+
+
+@dataclass(frozen=True)
+class PartVerdict:
+    """
+    The one verdict on a part that was seen on several frames.
+
+    Attributes
+    ----------
+    part : int
+    verdict : Verdict
+    reason : str or None
+    score : float or None
+        The highest score among its usable frames.
+    frame : int
+        Index of the frame with that score, or of its first frame where none was usable.
+    first_frame, last_frame : int
+    usable, ng, unknown : int
+        Counts of its frames.
+    """
+
+    part: int
+    verdict: Verdict
+    reason: str | None
+    score: float | None
+    frame: int
+    first_frame: int
+    last_frame: int
+    usable: int
+    ng: int
+    unknown: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    Everything known about one inspected frame or part, as the sinks get it.
+
+    Attributes
+    ----------
+    event : str
+        ``frame``, or ``part`` where it is the verdict on a whole part.
+    overlay_bgr : ndarray of uint8 or None
+        The frame with the heatmap over it; only where the verdict is NG.
+    map_01 : ndarray of float32, shape (height, width) of the frame, or None
+        The heatmap on its fixed colour scale, 0 to 1.
+    heatmap : str or None
+        The file the overlay was written to.
+    """
+
+    event: str
+    frame: Frame
+    decision: Decision
+    time_utc: str
+    threshold: float | None
+    bundle_sha256: str
+    degraded: tuple[str, ...] = ()
+    latency_ms: dict[str, float] = field(default_factory=dict)
+    overlay_bgr: np.ndarray | None = None
+    map_01: np.ndarray | None = None
+    heatmap: str | None = None

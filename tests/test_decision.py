@@ -1,0 +1,122 @@
+"""Verdicts per frame and per part."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge_app.decision import Rules, State, decide, finish
+from edge_app.records import Finding, Verdict
+
+OK, NG, UNKNOWN, EMPTY = Verdict.OK, Verdict.NG, Verdict.UNKNOWN, Verdict.EMPTY
+
+
+def play(rules, findings):
+    """Verdicts of the frames, and the verdicts on parts as they close."""
+    state, decisions, closed = State(), [], []
+    for index, finding in enumerate(findings):
+        decision, state = decide(finding, index, state, rules)
+        decisions.append(decision)
+        if decision.closed:
+            closed.append(decision.closed)
+    last, state = finish(state, rules)
+    return decisions, closed + ([last] if last else [])
+
+
+def scores(*values):
+    return [Finding(value) for value in values]
+
+
+def empty(count):
+    return [Finding(None, empty=True)] * count
+
+
+def test_single_frames_stand_alone_and_count_parts():
+    decisions, closed = play(Rules("single", 1.0), [*scores(0.5, 1.5), *empty(1), *scores(0.9)])
+    assert [d.verdict for d in decisions] == [OK, NG, EMPTY, OK]
+    assert [d.part for d in decisions] == [0, 1, None, 2]
+    assert not closed
+
+
+def test_score_equal_to_the_threshold_is_ok():
+    decisions, _ = play(Rules("single", 1.0), scores(1.0))
+    assert decisions[0].verdict is OK
+
+
+@pytest.mark.parametrize("mode", ["single", "continuous", "part"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_not_finite_score_is_unknown_never_ok(mode, bad):
+    decisions, _ = play(Rules(mode, 1.0), [*scores(0.5, bad)])
+    assert decisions[1].verdict is UNKNOWN
+    assert decisions[1].score is None and "finite" in decisions[1].reason
+
+
+def test_continuous_starts_from_real_scores():
+    # The article's average of ten started at zero would call the first nine frames good.
+    decisions, _ = play(Rules("continuous", 1.0, smoothing_frames=10), scores(1.5))
+    assert decisions[0].verdict is NG and decisions[0].score_smoothed == 1.5
+
+
+def test_continuous_smooths_one_outlier_away_and_reports_both_scores():
+    rules = Rules("continuous", 1.0, smoothing_frames=5)
+    decisions, _ = play(rules, scores(0.5, 0.5, 0.5, 0.5, 2.0))
+    assert decisions[-1].verdict is OK
+    assert decisions[-1].score == 2.0
+    assert decisions[-1].score_smoothed == pytest.approx(0.8)
+
+
+def test_continuous_hysteresis_holds_the_alarm():
+    rules = Rules("continuous", 1.0, smoothing_frames=1, hysteresis=0.1)
+    decisions, _ = play(rules, scores(0.95, 1.05, 0.95, 0.89, 0.95))
+    assert [d.verdict for d in decisions] == [OK, NG, NG, OK, OK]
+
+
+def test_continuous_unknown_keeps_and_empty_clears_the_memory():
+    rules = Rules("continuous", 1.0, smoothing_frames=5)
+    unknown = Finding(None, reason="frame: dark")
+    decisions, _ = play(rules, [*scores(2.0), unknown, *scores(0.5), *empty(1), *scores(0.5)])
+    assert [d.verdict for d in decisions] == [NG, UNKNOWN, NG, EMPTY, OK]
+    assert decisions[1].reason == "frame: dark"
+
+
+def part_rules(**changes):
+    return Rules("part", 1.0, **changes)
+
+
+def test_a_part_gives_one_verdict_from_the_share_of_its_frames():
+    frames = [*empty(2), *scores(0.5, 1.5, 1.5), *empty(2), *scores(0.5, 0.6, 1.5), *empty(3)]
+    decisions, closed = play(part_rules(ng_share=0.5), frames)
+    assert [(p.part, p.verdict) for p in closed] == [(0, NG), (1, OK)]
+    assert (closed[0].usable, closed[0].ng, closed[0].score) == (3, 2, 1.5)
+    assert (closed[0].first_frame, closed[0].last_frame, closed[0].frame) == (2, 4, 3)
+    assert [d.part for d in decisions[:8]] == [None, None, 0, 0, 0, None, None, 1]
+
+
+def test_one_empty_frame_does_not_end_a_part():
+    frames = [*scores(0.5, 0.5), *empty(1), *scores(0.5, 0.5), *empty(2)]
+    _, closed = play(part_rules(empty_frames=2), frames)
+    assert len(closed) == 1 and closed[0].usable == 4
+
+
+def test_too_few_usable_frames_are_unknown_with_the_reason():
+    cut = Finding(None, reason="part: cut by the edge of the view")
+    _, closed = play(part_rules(least_usable_frames=3), [cut, *scores(0.1, 0.1), cut, *empty(2)])
+    (part,) = closed
+    assert part.verdict is UNKNOWN and (part.usable, part.unknown) == (2, 2)
+    assert "2 usable, wanted 3" in part.reason and "cut by the edge" in part.reason
+
+
+def test_nothing_carries_over_to_the_next_part():
+    frames = [*scores(9, 9, 9), *empty(2), *scores(0.1, 0.1, 0.1), *empty(2)]
+    _, closed = play(part_rules(), frames)
+    assert [p.verdict for p in closed] == [NG, OK]
+
+
+def test_the_part_in_view_at_the_end_is_judged():
+    _, closed = play(part_rules(), scores(2, 2, 2))
+    assert [p.verdict for p in closed] == [NG]
+
+
+def test_an_unreadable_frame_opens_no_part():
+    blind = Finding(None, reason="frame: lost", in_part=False)
+    decisions, closed = play(part_rules(), [blind, blind, *empty(2)])
+    assert [d.verdict for d in decisions[:2]] == [UNKNOWN, UNKNOWN] and not closed
