@@ -43,7 +43,7 @@ parity: $(VENV)/workstation
 	$(PYTHON) -m venv $(VENV)-tflite
 	$(VENV)-tflite/bin/pip install --quiet --disable-pip-version-check \
 		'tflite-runtime==2.14.0' 'numpy<2' 'opencv-python-headless<5' 'scikit-learn>=1.4'
-	$(BIN)/python -m tools runtime-parity --bundle models/nut --source models/sample/clip.mp4 \
+	$(BIN)/python -m tools runtime-parity --bundle models/nut models/nut_int8 --source models/sample/clip.mp4 \
 		--python $(VENV)-tflite/bin/python
 
 clean:

@@ -69,7 +69,7 @@ _SECTIONS: dict[str, dict[str, tuple[type | None, ...]]] = {
     },
     "encoder": {"dtype": (str,), "embedding_shape": (list,), "patch_shape": (list,)},
     "alignment": {"recipe": (str,)},
-    "presence": {"kind": (str,), "difference": _NUMBER, "least_share": _NUMBER},
+    "presence": {"kind": (str,), "difference": _NUMBER, "least_share": _NUMBER, "place": (list,)},
     "scorer": {"kind": (str,), "k": (int,), "feature_scaling": (str,)},
     "threshold": {
         "value": _NUMBER,

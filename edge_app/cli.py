@@ -21,6 +21,7 @@ from pathlib import Path
 import cv2
 
 from edge_app import __version__
+from edge_app.arguments import rate, region, whole_from_1
 from edge_app.bundle import activate, load_bundle, made_now, refuse_existing, write_bundle
 from edge_app.config import Config, load_config
 from edge_app.decision import MODES
@@ -85,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     common.add_argument(
         "--threads",
-        type=_whole_from_1,
+        type=whole_from_1,
         metavar="N",
         help="threads of the TFLite runtime and OpenCV (default: from the config, 1)",
     )
@@ -148,28 +149,28 @@ def _add_enroll(commands, common: argparse.ArgumentParser) -> None:
     enroll.add_argument("--part", metavar="NAME", help="name of the part (default: the name of B2)")
     enroll.add_argument(
         "--frames",
-        type=_whole_from_1,
+        type=whole_from_1,
         metavar="N",
         help="stop after N frames (needed for a camera)",
     )
     enroll.add_argument(
         "--region",
-        type=_region,
+        type=region,
         metavar="L,T,R,B",
         help="region of interest: left, top, right, bottom as shares of the frame, 0 to 1",
     )
     enroll.add_argument(
         "--rate",
-        type=_rate,
+        type=rate,
         metavar="R",
         help="wanted share of good parts rejected, above 0, below 0.5 (default: config, 0.01)",
     )
     enroll.add_argument("--scorer", choices=SCORERS, help="default: from the config, lof")
     enroll.add_argument(
-        "--neighbours", type=_whole_from_1, metavar="K", help="default: from the config, 5"
+        "--neighbours", type=whole_from_1, metavar="K", help="default: from the config, 5"
     )
     enroll.add_argument(
-        "--feature-scaling", choices=FEATURE_SCALINGS, help="default: from the config, none"
+        "--feature-scaling", choices=FEATURE_SCALINGS, help="default: from the config, minmax"
     )
     enroll.add_argument(
         "--activate", action="store_true", help="point the link 'current' beside B2 at it"
@@ -189,7 +190,7 @@ def _add_bench(commands, common: argparse.ArgumentParser) -> None:
     bench.add_argument("--bundle", required=True, metavar="B", help="folder of the bundle")
     bench.add_argument(
         "--references",
-        type=_whole_from_1,
+        type=whole_from_1,
         metavar="N",
         help="measure with N seeded reference rows instead of the bundle's own",
     )
@@ -202,7 +203,7 @@ def _add_bench(commands, common: argparse.ArgumentParser) -> None:
         help="frames to measure with (default: seeded pictures of 640 x 480)",
     )
     bench.add_argument(
-        "--frames", type=_whole_from_1, default=300, metavar="N", help="loops (default: 300)"
+        "--frames", type=whole_from_1, default=300, metavar="N", help="loops (default: 300)"
     )
     bench.add_argument("--json", metavar="FILE", help="write the figures here")
     bench.set_defaults(run=run_bench)
@@ -286,7 +287,7 @@ class _Tally:
         span = str(result.frame.index)
         if closes_part:
             span = f"{decision.closed.first_frame}-{decision.closed.last_frame}"
-        shown = decision.score_smoothed if result.event == "frame" else decision.score
+        shown = decision.score_smoothed
         score = "-" if shown is None else f"{shown:.4f}"
         limit = "-" if result.threshold is None else f"{result.threshold:.4f}"
         detail = decision.reason or result.heatmap or ""
@@ -328,24 +329,26 @@ def run_enroll(args: argparse.Namespace, config: Config, threads: int) -> int:
                 f"--{name} would make what {base.path.name} knows stale: leave out --add"
             )
     settings = _scorer_settings(args, config)
-    rate = args.rate if args.rate is not None else config.enroll.false_reject_rate
+    wanted_rate = config.enroll.false_reject_rate
     if args.add:
         settings = ScorerSettings(**{k: base.manifest["scorer"][k] for k in asdict(settings)})
-        rate = args.rate if args.rate is not None else base.manifest["threshold"]["wanted_rate"]
-    region = base.region if args.add else args.region
+        wanted_rate = base.manifest["threshold"]["wanted_rate"]
+    if args.rate is not None:
+        wanted_rate = args.rate
+    region_kept = base.region if args.add else args.region
     encoder = build_encoder(base, threads)
-    enrolment = _enrol_source(args, encoder, Preprocessing(base.size, region), base)
+    enrolment = _enrol_source(args, encoder, Preprocessing(base.size, region_kept), base)
     learnt = enrolment.learnt
     if args.add:
         learnt = _extend(base.reference, learnt)
-    reference, sections = learn_reference(learnt, settings, rate, enrolment.empty_view)
+    reference, sections = learn_reference(learnt, settings, wanted_rate, enrolment.empty_view)
     manifest = {
         **base.manifest,
         **sections,
         "parent_sha256": base.sha256,
         "part": args.part or (base.manifest["part"] if args.add else Path(args.out).name),
         "made": made_now(_command_line("edge-app"), ("scikit-learn", "opencv-python-headless")),
-        "input": {**base.manifest["input"], "region": None if region is None else list(region)},
+        "input": {**base.manifest["input"], "region": list(region_kept) if region_kept else None},
         # A decoder redraws the part it was trained on and no other.
         "decoder": base.manifest["decoder"] if args.add else None,
     }
@@ -475,35 +478,3 @@ def run_bench(args: argparse.Namespace, config: Config, threads: int) -> int:
     )
     report(figures, args.json)
     return 0
-
-
-def _whole_from_1(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number from 1")
-    return value
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 0.5:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a number above 0, below 0.5")
-    return value
-
-
-def _region(text: str) -> tuple[float, float, float, float]:
-    try:
-        left, top, right, bottom = (float(part) for part in text.split(","))
-    except ValueError:
-        left = top = right = bottom = -1.0
-    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}, wanted left,top,right,bottom from 0 to 1 such as 0.25,0.1,0.75,0.9"
-        )
-    return left, top, right, bottom

@@ -56,11 +56,9 @@ class OpenPart:
     part: int
     first_frame: int
     last_frame: int
-    usable: int = 0
-    ng: int = 0
+    scores: tuple[float, ...] = ()
+    worst_frame: int | None = None
     unknown: int = 0
-    best_score: float | None = None
-    best_frame: int | None = None
     last_reason: str | None = None
     empty_run: int = 0
 
@@ -161,30 +159,37 @@ def _part(finding: Finding, index: int, state: State, rules: Rules) -> tuple[Dec
     if decision.verdict is Verdict.UNKNOWN:
         part = replace(part, unknown=part.unknown + 1, last_reason=decision.reason)
     else:
-        part = replace(part, usable=part.usable + 1, ng=part.ng + (decision.verdict is Verdict.NG))
-        if part.best_score is None or finding.score > part.best_score:
-            part = replace(part, best_score=finding.score, best_frame=index)
+        if not part.scores or finding.score > max(part.scores):
+            part = replace(part, worst_frame=index)
+        part = replace(part, scores=(*part.scores, finding.score))
     return replace(decision, part=part.part), replace(state, open_part=part)
 
 
 def _close(part: OpenPart, rules: Rules) -> PartVerdict:
-    if part.usable < rules.least_usable_frames:
+    worst_first = sorted(part.scores, reverse=True)
+    usable = len(worst_first)
+    ng = sum(score > rules.threshold for score in worst_first)
+    deciding = reason = None
+    if usable:
+        # The part is NG where so many of its frames are: where the last of these is.
+        deciding = worst_first[max(math.ceil(rules.ng_share * usable), 1) - 1]
+    if usable < rules.least_usable_frames:
         verdict = Verdict.UNKNOWN
-        reason = f"frames: {part.usable} usable, wanted {rules.least_usable_frames}"
+        reason = f"frames: {usable} usable, wanted {rules.least_usable_frames}"
         if part.last_reason:
             reason += f" (last: {part.last_reason})"
     else:
-        verdict = Verdict.NG if part.ng >= rules.ng_share * part.usable else Verdict.OK
-        reason = None
+        verdict = Verdict.NG if deciding > rules.threshold else Verdict.OK
     return PartVerdict(
         part.part,
         verdict,
         reason,
-        part.best_score,
-        part.first_frame if part.best_frame is None else part.best_frame,
+        worst_first[0] if usable else None,
+        deciding,
+        part.first_frame if part.worst_frame is None else part.worst_frame,
         part.first_frame,
         part.last_frame,
-        part.usable,
-        part.ng,
+        usable,
+        ng,
         part.unknown,
     )

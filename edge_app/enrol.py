@@ -37,7 +37,7 @@ class ScorerSettings:
 
     kind: str = "lof"
     k: int = 5
-    feature_scaling: str = "none"
+    feature_scaling: str = "minmax"
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,7 @@ def learn_reference(
             "kind": "empty view",
             "difference": empty_view.difference,
             "least_share": empty_view.least_share,
+            "place": list(empty_view.place),
         }
     return reference, sections
 
@@ -254,7 +255,10 @@ def empty_view_of(bundle: Bundle) -> EmptyView | None:
     if presence is None:
         return None
     return EmptyView(
-        bundle.reference["empty_view"], presence["difference"], presence["least_share"]
+        bundle.reference["empty_view"],
+        presence["difference"],
+        presence["least_share"],
+        tuple(presence["place"]),
     )
 
 

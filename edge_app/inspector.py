@@ -190,6 +190,8 @@ class Inspector:
                 return Finding(None, empty=True), None
             if location.cut:
                 return Finding(None, reason="part: cut by the edge of the view"), None
+            if not location.in_place:
+                return Finding(None, reason="part: not where the good parts lay"), None
         seen = self.look(frame, pixels_rgb, latency_ms)
         return Finding(seen.score), seen
 
@@ -215,8 +217,15 @@ class Inspector:
 
     def _part_result(self, closed: PartVerdict) -> Result:
         seen, self._evidence = self._evidence, None
+        # Not even the evidence frame's score stands where the part could not be judged.
+        known = closed.verdict is not Verdict.UNKNOWN
         decision = Decision(
-            closed.verdict, closed.score, closed.score, closed.reason, closed.part, closed
+            closed.verdict,
+            closed.score if known else None,
+            closed.deciding_score if known else None,
+            closed.reason,
+            closed.part,
+            closed,
         )
         frame = Frame(closed.frame, self._last_frame.source, None) if seen is None else seen.frame
         return self._result("part", frame, decision, {}, seen)

@@ -21,6 +21,8 @@ SIDE = 48
 # noise of the empty view.
 LEAST_DIFFERENCE = 12.0
 NOISE_FACTOR = 6.0
+# A part may lie so far, as a share of the view, beyond where the good ones lay.
+PLACE_MARGIN = 0.03
 # Share of one edge of the view that the part must cover to count as cut by it.
 CUT_SHARE = 0.12
 
@@ -38,11 +40,15 @@ class EmptyView:
         Grey levels by which a pixel of a part differs at least.
     least_share : float
         Share of differing pixels, 0 to 1, from which on a part is there.
+    place : tuple of float
+        (left, top, right, bottom) within which the centre of the good parts lay, shares of the
+        view from 0 to 1, with `PLACE_MARGIN` around it.
     """
 
     picture: np.ndarray
     difference: float
     least_share: float
+    place: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,15 @@ class Location:
     present : bool
     cut : bool
         Whether the part reaches over the edge of the view.
+    in_place : bool
+        Whether its centre is where the good parts' centres were.
     share : float
         Share of the view that differs from the empty view, 0 to 1.
     """
 
     present: bool
     cut: bool
+    in_place: bool
     share: float
 
 
@@ -73,16 +82,18 @@ def locate(pixels_rgb: np.ndarray, empty: EmptyView) -> Location:
     """
     mask = _part_mask(_reduce(pixels_rgb), empty.picture, empty.difference)
     share = float(mask.mean())
-    present = share >= empty.least_share
+    if share < empty.least_share:
+        return Location(False, False, False, share)
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
-    return Location(
-        present, present and max(float(edge.mean()) for edge in edges) >= CUT_SHARE, share
-    )
+    cut = max(float(edge.mean()) for edge in edges) >= CUT_SHARE
+    x, y = _centre(mask)
+    left, top, right, bottom = empty.place
+    return Location(True, cut, left <= x <= right and top <= y <= bottom, share)
 
 
 def learn_empty_view(empty_rgb: list[np.ndarray], good_rgb: list[np.ndarray]) -> EmptyView:
     """
-    Learn the empty view and the share of the view from which on a part is there.
+    Learn the empty view, how much of it a part covers, and where parts lie.
 
     Parameters
     ----------
@@ -104,19 +115,38 @@ def learn_empty_view(empty_rgb: list[np.ndarray], good_rgb: list[np.ndarray]) ->
     empty_share = max(float(_part_mask(grey, view, difference).mean()) for grey in reduced)
     if not good_rgb:
         return EmptyView(view, difference, empty_share + 0.01)
-    good_share = min(float(_part_mask(_reduce(p), view, difference).mean()) for p in good_rgb)
+    masks = [_part_mask(_reduce(picture), view, difference) for picture in good_rgb]
+    good_share = min(float(mask.mean()) for mask in masks)
     if good_share < 2 * empty_share + 0.01:
         raise InputError(
             "the pictures of the empty station look like good parts: at most "
             f"{empty_share:.1%} of an empty picture and at least {good_share:.1%} of a good one "
             "differ from the empty view, wanted at least twice as much and 1 % more"
         )
-    return EmptyView(view, difference, (empty_share + good_share) / 2)
+    x, y = np.array([_centre(mask) for mask in masks]).T
+    place = (x.min(), y.min(), x.max(), y.max())
+    margins = (-PLACE_MARGIN, -PLACE_MARGIN, PLACE_MARGIN, PLACE_MARGIN)
+    return EmptyView(
+        view,
+        difference,
+        (empty_share + good_share) / 2,
+        tuple(float(side + margin) for side, margin in zip(place, margins, strict=True)),
+    )
 
 
 def _reduce(pixels_rgb: np.ndarray) -> np.ndarray:
     grey = cv2.cvtColor(pixels_rgb, cv2.COLOR_RGB2GRAY)
     return cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR).astype(np.float32)
+
+
+def _centre(mask: np.ndarray) -> tuple[float, float]:
+    """Centre (x, y) of the true pixels, shares of the view; of no pixel, the view's own."""
+    if not mask.any():
+        return 0.5, 0.5
+    rows, columns = mask.sum(axis=1), mask.sum(axis=0)
+    places = (np.arange(SIDE) + 0.5) / SIDE
+    total = mask.sum()
+    return float(columns @ places / total), float(rows @ places / total)
 
 
 def _match(grey: np.ndarray, view: np.ndarray) -> np.ndarray:

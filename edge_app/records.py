@@ -95,7 +95,8 @@ class Decision:
     score : float or None
         This frame's own score; None where the verdict is UNKNOWN or EMPTY.
     score_smoothed : float or None
-        The moving average that decided, in `continuous` mode; the score itself elsewhere.
+        The score that decided: in `continuous` mode the moving average; for a part seen on several
+        frames the one that its NG share of frames reaches; the score itself elsewhere.
     reason : str or None
     part : int or None
         The part this frame belongs to, from 0; None outside parts and in `continuous` mode.
@@ -123,6 +124,8 @@ class PartVerdict:
     reason : str or None
     score : float or None
         The highest score among its usable frames.
+    deciding_score : float or None
+        The score that its NG share of frames reaches: above the threshold exactly if it is NG.
     frame : int
         Index of the frame with that score, or of its first frame where none was usable.
     first_frame, last_frame : int
@@ -134,6 +137,7 @@ class PartVerdict:
     verdict: Verdict
     reason: str | None
     score: float | None
+    deciding_score: float | None
     frame: int
     first_frame: int
     last_frame: int

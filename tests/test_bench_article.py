@@ -125,8 +125,8 @@ def test_bad_options_are_refused_before_any_work(options, message):
         bench_article.run(_parse(*options))
 
 
+@pytest.mark.slow
 def test_command_reports_every_loop(tmp_path, capsys):
-    pytest.importorskip("tools.decoders")
     path = tmp_path / "bench.json"
     options = _parse("--frames", "2", "--references", "12", "--json", str(path))
     assert bench_article.run(options) == 0

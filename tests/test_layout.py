@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up; a module imports from layers below its own only.
 LAYERS = [
     ["errors"],
-    ["records", "scorer", "runtime", "preprocess"],
+    ["records", "scorer", "runtime", "preprocess", "arguments"],
     ["config", "bundle"],
     ["encoder", "presence", "decision"],
     ["heatmap"],

@@ -1,0 +1,273 @@
+"""The commands as a user types them: what they print, write, refuse, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edge_app.bundle import load_bundle
+from edge_app.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def lines(path) -> list[dict]:
+    def refuse(name):
+        raise AssertionError(f"{name} in the JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in Path(path).read_text().splitlines()]
+
+
+def refused(capsys, *argv) -> tuple[int, str]:
+    """Exit code and the one sentence of a command that must fail."""
+    code = main([str(arg) for arg in argv])
+    error = capsys.readouterr().err
+    said = [line for line in error.splitlines() if line.startswith("edge-app: ")]
+    assert len(said) == 1 and "Traceback" not in error, error
+    return code, said[0]
+
+
+@pytest.fixture(scope="module")
+def clip_run(tmp_path_factory, clip_path, nut_path):
+    out = tmp_path_factory.mktemp("clip")
+    argv = ["inspect", clip_path, "--bundle", nut_path, "--out", out, "--json", out / "v.jsonl"]
+    assert main([str(arg) for arg in argv]) == 0
+    return out
+
+
+def test_the_shipped_clip_gets_the_right_verdicts(clip_run, clip_truth):
+    parts = [line for line in lines(clip_run / "v.jsonl") if line["event"] == "part"]
+    truth = clip_truth["parts"]
+    assert len(parts) == len(truth)
+    for line, part in zip(parts, truth, strict=True):
+        assert line["verdict"] == ("NG" if part["defect"] else "OK"), part
+        assert part["first_frame"] - 3 <= line["part_frames"]["first"] <= part["still_first_frame"]
+        assert part["still_last_frame"] <= line["part_frames"]["last"] <= part["last_frame"] + 3
+
+
+def test_every_frame_has_a_line_with_every_field(clip_run, clip_frames, nut_path):
+    found = lines(clip_run / "v.jsonl")
+    frames = [line for line in found if line["event"] == "frame"]
+    assert [line["frame"] for line in frames] == list(range(len(clip_frames)))
+    fields = {
+        "event", "frame", "source", "time", "part", "score", "score_smoothed", "threshold",
+        "verdict", "reason", "degraded", "latency_ms", "heatmap", "part_frames", "bundle_sha256",
+    }  # fmt: skip
+    sha256 = load_bundle(nut_path).sha256
+    for line in found:
+        assert set(line) == fields and line["bundle_sha256"] == sha256
+        assert (line["score"] is None) == (line["verdict"] in ("UNKNOWN", "EMPTY"))
+        assert (line["reason"] is not None) == (line["verdict"] == "UNKNOWN")
+        assert line["time"].endswith("Z") and len(line["time"]) == 24
+    assert {line["verdict"] for line in frames} == {"OK", "NG", "UNKNOWN", "EMPTY"}
+
+
+def test_overlays_are_written_for_ng_parts_only(clip_run):
+    parts = [line for line in lines(clip_run / "v.jsonl") if line["event"] == "part"]
+    named = {line["heatmap"] for line in parts if line["heatmap"]}
+    assert named == {str(path) for path in clip_run.glob("*.jpg")}
+    for line in parts:
+        assert (line["heatmap"] is not None) == (line["verdict"] == "NG")
+        if line["heatmap"]:
+            assert cv2.imread(line["heatmap"]) is not None
+
+
+def test_a_folder_gives_one_part_a_picture(tmp_path, still_frames, nut_path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "1.png"), still_frames["good"][0])
+    whole = cv2.imencode(".jpg", still_frames["good"][1])[1].tobytes()
+    (folder / "2.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "3.png").write_text("text, not a picture")
+    cv2.imwrite(str(folder / "4.png"), still_frames["bad"][0])
+    cv2.imwrite(str(folder / "5.png"), np.zeros((1, 1, 3), np.uint8))
+    out = tmp_path / "v.jsonl"
+    assert main(["inspect", str(folder), "--bundle", str(nut_path), "--json", str(out)]) == 0
+    found = lines(out)
+    assert [line["verdict"] for line in found] == ["OK", "UNKNOWN", "UNKNOWN", "NG", "UNKNOWN"]
+    assert [line["part"] for line in found] == [0, 1, 2, 3, 4]
+    assert "breaks off" in found[1]["reason"] and "not a picture" in found[2]["reason"]
+    assert "1 x 1 pixels" in found[4]["reason"]
+
+
+def test_grey_16_bit_and_rgba_pictures_are_judged_alike(tmp_path, still_frames, nut_path):
+    grey = cv2.cvtColor(still_frames["good"][0], cv2.COLOR_BGR2GRAY)
+    three = np.dstack([grey] * 3)
+    cv2.imwrite(str(tmp_path / "1.png"), three)
+    cv2.imwrite(str(tmp_path / "2.png"), grey)
+    cv2.imwrite(str(tmp_path / "3.png"), grey.astype(np.uint16) * 257)
+    cv2.imwrite(str(tmp_path / "4.png"), np.dstack([three, np.full_like(grey, 9)]))
+    out = tmp_path / "v.jsonl"
+    assert main(["inspect", str(tmp_path), "--bundle", str(nut_path), "--json", str(out)]) == 0
+    assert len({line["score"] for line in lines(out)}) == 1
+
+
+def test_json_to_standard_output_is_nothing_but_json(tmp_path, clip_path, nut_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "edge_app", "inspect", clip_path, "--bundle", nut_path]
+        + ["--json", "-", "--mode", "continuous"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert all(json.loads(line)["event"] == "frame" for line in run.stdout.splitlines())
+
+
+def test_a_killed_run_leaves_whole_lines(tmp_path, clip_path, nut_path):
+    out = tmp_path / "v.jsonl"
+    os.mkfifo(tmp_path / "gate")
+    code = (
+        "import sys; from edge_app.cli import main; from edge_app.sinks.jsonl import JsonLines\n"
+        "emit, count = JsonLines.emit, 0\n"
+        "def slow(self, result):\n"
+        "    global count; emit(self, result); count += 1\n"
+        f"    if count == 37: open({str(tmp_path / 'gate')!r}, 'w').write('x'); sys.stdin.read()\n"
+        "JsonLines.emit = slow\n"
+        f"main(['inspect', {str(clip_path)!r}, '--bundle', {str(nut_path)!r}, '--json', {str(out)!r}])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    with open(tmp_path / "gate") as gate:
+        gate.read()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert out.read_text().endswith("\n") and len(lines(out)) == 37
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["inspect", "{tmp}/nowhere", "--bundle", "{nut}"], 2, "no such folder or file"),
+        (["inspect", "{tmp}/empty", "--bundle", "{nut}"], 2, "holds no picture"),
+        (["inspect", "{tmp}/text.png", "--bundle", "{nut}"], 2, "not a picture"),
+        (["inspect", "{tmp}/zero.mp4", "--bundle", "{nut}"], 2, "neither a picture nor a video"),
+        (["inspect", "{clip}", "--bundle", "{tmp}/nowhere"], 78, "no such bundle"),
+        (["inspect", "{clip}", "--bundle", "{base}"], 78, "run edge-app enroll first"),
+        (["inspect", "{clip}", "--bundle", "{nut}", "--out", "{tmp}/text.png/x"], 2, "cannot be"),
+        (["inspect", "{clip}", "--bundle", "{nut}", "--json", "{tmp}/text.png/x"], 2, "cannot be"),
+        (["inspect", "{clip}", "--bundle", "{nut}", "--config", "{tmp}/no.toml"], 78, "no such"),
+        (["inspect", "{clip}", "--bundle", "{nut}", "--config", "{tmp}/bad.toml"], 78,
+         "unknown key thread in [runtime], the nearest known is threads"),
+        (["inspect", "camera:63", "--bundle", "{nut}"], 69, "cannot be opened"),
+        (["enroll", "{tmp}/nowhere", "--out", "{tmp}/b"], 2, "no such folder or file"),
+        (["enroll", "{tmp}/five", "--out", "{tmp}/b"], 2, "5 good images are too few"),
+        (["enroll", "{clip}", "--out", "{tmp}/empty"], 2, "exists already"),
+        (["enroll", "{clip}", "--out", "{tmp}/text.png/b"], 2, "cannot be written"),
+        (["enroll", "{clip}", "--out", "{tmp}/b", "--add"], 2, "knows no part"),
+        (["enroll", "{clip}", "--bundle", "{nut}", "--out", "{tmp}/b", "--add", "--scorer", "knn"],
+         2, "leave out --add"),
+        (["bench", "--bundle", "{base}", "--scorer", "knn"], 2, "--references N"),
+    ],
+)  # fmt: skip
+def test_bad_input(capsys, tmp_path, still_frames, nut_path, base_path, clip_path, argv, code, says):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "five").mkdir()
+    for index, frame in enumerate(still_frames["good"][:5]):
+        cv2.imwrite(str(tmp_path / "five" / f"{index}.png"), frame)
+    (tmp_path / "text.png").write_text("text")
+    (tmp_path / "zero.mp4").write_bytes(b"")
+    (tmp_path / "bad.toml").write_text("[runtime]\nthread = 2\n")
+    before = sorted(tmp_path.rglob("*"))
+    names = {"tmp": tmp_path, "nut": nut_path, "base": base_path, "clip": clip_path}
+    got, sentence = refused(capsys, *(arg.format(**names) for arg in argv))
+    assert got == code and says in sentence
+    assert sorted(tmp_path.rglob("*")) == before  # nothing written, nothing lost
+
+
+@pytest.mark.parametrize("argv", [["inspect"], ["nonsense"], [], ["bench", "--bundle", "x", "--frames", "0"]])
+def test_usage_errors_end_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_enroll_then_inspect(tmp_path, good_folder, still_frames, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for index, frame in enumerate(still_frames["empty"][:5]):
+        cv2.imwrite(str(empty / f"{index}.png"), frame)
+    (good_folder / "zz.jpg").write_bytes(b"\xff\xd8broken")
+    out = tmp_path / "b" / "mine"
+    argv = ["enroll", good_folder, "--out", out, "--empty", empty, "--neighbours", 3, "--activate"]
+    assert main([str(arg) for arg in argv]) == 0
+    said = capsys.readouterr()
+    assert "learnt 12 good images" in said.out and "support a false-reject rate of 7.69%" in said.out
+    assert "zz.jpg" in said.err
+    bundle = load_bundle(tmp_path / "b" / "current")
+    assert bundle.manifest["part"] == "mine" and bundle.decoder is None
+    assert bundle.manifest["threshold"]["images"] == 12
+    assert len(bundle.reference["scores"]) == len(bundle.reference["embeddings"]) == 12
+    verdicts = {}
+    for kind in ("good", "bad", "empty"):
+        folder = tmp_path / f"test-{kind}"
+        folder.mkdir()
+        for index, frame in enumerate(still_frames[kind][-3:]):
+            cv2.imwrite(str(folder / f"{index}.png"), frame)
+        json_path = tmp_path / f"{kind}.jsonl"
+        main(["inspect", str(folder), "--bundle", str(out), "--json", str(json_path)])
+        verdicts[kind] = [line["verdict"] for line in lines(json_path)]
+    assert verdicts["empty"] == ["EMPTY"] * 3
+    assert "OK" in verdicts["good"] and "NG" not in verdicts["empty"]
+
+
+def test_enroll_add_extends_and_keeps_the_rest(tmp_path, good_folder, nut_path, capsys):
+    out = tmp_path / "more"
+    argv = ["enroll", good_folder, "--bundle", nut_path, "--add", "--out", out]
+    assert main([str(arg) for arg in argv]) == 0
+    before, after = load_bundle(nut_path), load_bundle(out)
+    known = len(before.reference["embeddings"])
+    assert f"({known + 12} in all)" in capsys.readouterr().out
+    np.testing.assert_array_equal(
+        after.reference["embeddings"][:known], before.reference["embeddings"]
+    )
+    assert after.manifest["parent_sha256"] == before.sha256
+    assert after.manifest["part"] == before.manifest["part"]
+    assert after.decoder == before.decoder and after.manifest["presence"] is not None
+
+
+def test_enroll_region_is_kept_and_used(tmp_path, good_folder):
+    out = tmp_path / "b"
+    region = ["--region", "0.2,0.1,0.8,0.9"]
+    assert main(["enroll", str(good_folder), "--out", str(out), *region]) == 0
+    assert load_bundle(out).region == (0.2, 0.1, 0.8, 0.9)
+
+
+def test_bench_reports_every_figure(tmp_path, nut_path, capsys):
+    out = tmp_path / "bench.json"
+    argv = ["bench", "--bundle", nut_path, "--references", 60, "--frames", 5, "--json", out]
+    # The empty view of the bundle's station is not in the seeded pictures: they count as parts.
+    assert main([str(arg) for arg in argv]) == 0
+    figures = json.loads(out.read_text())
+    wanted = {
+        "encoder_ms", "loop_ms", "score_ms", "read_ms", "loop_over_encoder", "score_over_encoder",
+        "stages_ms", "start_to_first_verdict_s", "peak_rss_mb", "runtime", "threads", "frames",
+    }  # fmt: skip
+    assert wanted <= set(figures) and figures["references"] == 60
+    assert {"prepare", "encode", "score", "decide"} <= set(figures["stages_ms"])
+    assert all(figures[name] > 0 for name in wanted - {"stages_ms", "runtime"})
+    assert "x encoder" in capsys.readouterr().out
+
+
+def test_unwritable_folder_is_refused(tmp_path, capsys, clip_path, nut_path):
+    if os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    code, sentence = refused(capsys, "inspect", clip_path, "--bundle", nut_path, "--out", locked)
+    assert code == 2 and "cannot be written" in sentence
+
+
+def test_a_damaged_bundle_ends_with_78(tmp_path, capsys, clip_path, nut_path):
+    shutil.copytree(nut_path, tmp_path / "nut")
+    (tmp_path / "nut" / "encoder.tflite").write_bytes(b"x")
+    code, sentence = refused(capsys, "inspect", clip_path, "--bundle", tmp_path / "nut")
+    assert code == 78 and "encoder.tflite" in sentence

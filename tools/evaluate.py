@@ -1,0 +1,222 @@
+"""
+Evaluate: what a bundle does on labelled images, through the device's own code.
+
+Every picture goes the way it goes on the device, one frame at a time; the figures are read off what
+came out. Beside them stand the trivial figures of the same set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_app.bundle import load_bundle
+from edge_app.config import load_config
+from edge_app.errors import InputError
+from edge_app.heatmap import ColourScale
+from edge_app.inspector import Inspector
+from edge_app.preprocess import prepare
+from edge_app.records import Frame, Verdict
+from edge_app.sources.folder import read_picture
+from tools.inspection_set import GOOD, InspectionSet, TestPicture, read_inspection_set, read_mask
+
+# Differences as they are, not clipped to the overlay's colours: clipping would tie them.
+BARE = ColourScale(0.0, 1.0)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``evaluate``."""
+    parser.description = __doc__.strip().replace("\n\n", "\n")
+    parser.epilog = (
+        "example: python -m tools evaluate --bundle models/nut --data parts/nut --json nut.json"
+    )
+    parser.add_argument("--bundle", required=True, metavar="B", help="folder of the bundle")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", type=Path, help="a set in the layout of MVTec AD"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures here")
+    parser.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of the TFLite runtime (default: 1)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate a bundle; see the module's docstring."""
+    inspection_set = read_inspection_set(args.data)
+    bundle = load_bundle(args.bundle)
+    if args.json is not None:
+        _refuse_unwritable(args.json)
+    inspector = Inspector(bundle, load_config().decision, "single", args.threads)
+    figures = evaluate(inspector, inspection_set)
+    _print(figures, inspection_set)
+    if args.json is not None:
+        args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
+        print(f"figures: {args.json}")
+    return 0
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Find out before minutes of work, not after, that the figures cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One test picture, judged."""
+
+    picture: TestPicture
+    verdict: Verdict
+    score: float
+    loop_ms: float
+    difference: np.ndarray | None
+    mask: np.ndarray | None
+
+
+def evaluate(
+    inspector: Inspector, inspection_set: InspectionSet, progress: bool = True
+) -> dict[str, Any]:
+    """
+    Figures of a bundle on a set.
+
+    Parameters
+    ----------
+    inspector : Inspector
+        In mode `single`.
+    inspection_set : InspectionSet
+    progress : bool
+        Whether to show progress bars on stderr.
+
+    Returns
+    -------
+    dict
+        `image_auroc`; `pixel_auroc` and `au_pro` of the decoder's map (None without masks or
+        decoder); `per_defect`, `trivial`, `threshold`, `false_reject_rate` (good pictures that
+        are NG), `miss_rate` (defective ones that are OK), `latency_ms` from frame to decision,
+        `images` with the counts of verdicts, `heatmaps`, `bundle_sha256`.
+
+    Notes
+    -----
+    A picture that the device calls EMPTY or UNKNOWN has a score all the same here, so that the
+    AUROC speaks of every picture; the rates speak of the verdicts.
+    """
+    from tqdm import tqdm
+
+    from tools.metrics import au_pro, image_auroc, pixel_auroc
+    from tools.trivial import trivial_figures
+
+    has_masks = any(picture.mask_path for picture in inspection_set.test)
+    wants_maps = has_masks and inspector.decoder is not None
+    bar = tqdm(
+        inspection_set.test, desc="inspecting", unit="picture", delay=2, disable=not progress
+    )
+    judged = [
+        _judge(inspector, index, picture, wants_maps) for index, picture in enumerate(bar)
+    ]
+    scores = [one.score for one in judged]
+    is_anomaly = [one.picture.is_anomaly for one in judged]
+    heatmaps = {}
+    if wants_maps:
+        maps = [one.difference for one in judged if one.mask is not None]
+        masks = [one.mask for one in judged if one.mask is not None]
+        heatmaps["decoder"] = {
+            "pixel_auroc": pixel_auroc(maps, masks),
+            "au_pro": au_pro(maps, masks),
+        }
+    good = [one for one in judged if not one.picture.is_anomaly]
+    defective = [one for one in judged if one.picture.is_anomaly]
+    latencies = [one.loop_ms for one in judged]
+    return {
+        "data": inspection_set.name,
+        "image_auroc": image_auroc(scores, is_anomaly),
+        "pixel_auroc": heatmaps.get("decoder", {}).get("pixel_auroc"),
+        "au_pro": heatmaps.get("decoder", {}).get("au_pro"),
+        "per_defect": _per_defect(good, defective),
+        "trivial": trivial_figures(inspection_set, progress),
+        "threshold": inspector.threshold,
+        "false_reject_rate": _share(good, Verdict.NG),
+        "miss_rate": _share(defective, Verdict.OK),
+        "latency_ms": {
+            "p50": float(np.percentile(latencies, 50)),
+            "p95": float(np.percentile(latencies, 95)),
+        },
+        "images": {
+            "train_good": len(inspection_set.train_good),
+            "test_good": _counts(good),
+            "test_defective": _counts(defective),
+        },
+        "heatmaps": heatmaps,
+        "bundle_sha256": inspector.bundle.sha256,
+    }
+
+
+def _judge(inspector: Inspector, index: int, picture: TestPicture, wants_map: bool) -> Judged:
+    frame = Frame(index, str(picture.path), read_picture(picture.path))
+    (result,) = inspector.inspect(frame)
+    seen = inspector.look(frame, prepare(frame.frame_bgr, inspector.recipe))
+    difference = mask = None
+    if wants_map and (picture.mask_path or not picture.is_anomaly):
+        difference = inspector.heatmap(seen, BARE)
+        mask = np.zeros(difference.shape, bool)
+        if picture.mask_path is not None:
+            mask = read_mask(picture.mask_path, difference.shape)
+    stages = ("prepare", "locate", "encode", "score", "decide")
+    loop_ms = sum(result.latency_ms.get(stage, 0.0) for stage in stages)
+    return Judged(picture, result.decision.verdict, seen.score, loop_ms, difference, mask)
+
+
+def _share(judged: list[Judged], verdict: Verdict) -> float:
+    return sum(one.verdict is verdict for one in judged) / len(judged)
+
+
+def _counts(judged: list[Judged]) -> dict[str, int]:
+    counts = {str(verdict): sum(one.verdict is verdict for one in judged) for verdict in Verdict}
+    return {"images": len(judged), **{name: n for name, n in counts.items() if n}}
+
+
+def _per_defect(good: list[Judged], defective: list[Judged]) -> dict[str, dict[str, Any]]:
+    from tools.metrics import image_auroc
+
+    figures = {}
+    for defect in sorted({one.picture.defect for one in defective}):
+        these = [one for one in defective if one.picture.defect == defect]
+        both = good + these
+        figures[defect] = {
+            "image_auroc": image_auroc(
+                [one.score for one in both], [one.picture.is_anomaly for one in both]
+            ),
+            "miss_rate": _share(these, Verdict.OK),
+            "images": len(these),
+        }
+    return figures
+
+
+def _print(figures: dict[str, Any], inspection_set: InspectionSet) -> None:
+    trivial = figures["trivial"]
+    print(f"{figures['data']}: {len(inspection_set.test)} test pictures")
+    best = max((k for k in trivial if not k.startswith("mean_picture_")), key=trivial.get)
+    print(f"image AUROC  {figures['image_auroc']:.4f}   (trivial: {best} {trivial[best]:.4f})")
+    for name, key in (("pixel AUROC", "pixel_auroc"), ("AU-PRO", "au_pro")):
+        if figures[key] is not None:
+            beside = trivial[f"mean_picture_{key}"]
+            print(f"{name:12} {figures[key]:.4f}   (trivial: |picture - mean picture| {beside:.4f})")
+    for defect, row in figures["per_defect"].items():
+        print(
+            f"  {defect:20} AUROC {row['image_auroc']:.4f}  missed {row['miss_rate']:.1%}"
+            f"  of {row['images']}"
+        )
+    print(
+        f"at threshold {figures['threshold']:.4g}: false rejects {figures['false_reject_rate']:.1%} "
+        f"of {figures['images']['test_good']['images']} {GOOD}, "
+        f"missed {figures['miss_rate']:.1%} of {figures['images']['test_defective']['images']}"
+    )
+    latency = figures["latency_ms"]
+    print(f"frame to decision: {latency['p50']:.2f} ms median, {latency['p95']:.2f} ms 95 %")

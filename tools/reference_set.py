@@ -1,0 +1,188 @@
+"""
+Labelled pictures that keep an encoder descriptive while good parts are made compact.
+
+In DOC's words the *reference set*: many classes of anything but the part. Three layouts are read:
+
+- a folder with one sub-folder per class;
+- a folder with Fashion-MNIST's ``train-images-idx3-ubyte.gz`` and ``train-labels-idx1-ubyte.gz``;
+- an inspection set in the MVTec layout, whose ``train/good`` is one class named after the folder.
+
+Only training splits are ever read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edge_app.errors import InputError
+from edge_app.sources.folder import is_picture, list_pictures, read_picture
+
+IDX_IMAGES = "train-images-idx3-ubyte.gz"
+IDX_LABELS = "train-labels-idx1-ubyte.gz"
+
+
+class PictureFiles(Sequence):
+    """
+    Picture files as a sequence of uint8 RGB arrays (H, W, 3), each decoded when it is asked for.
+
+    Attributes
+    ----------
+    paths : list of Path
+        The files, in order.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return cv2.cvtColor(read_picture(self.paths[index]), cv2.COLOR_BGR2RGB)
+
+
+class GreyArray(Sequence):
+    """Grey pictures (N, H, W) of uint8 as a sequence of RGB arrays (H, W, 3)."""
+
+    def __init__(self, grey: np.ndarray) -> None:
+        self._grey = grey
+
+    def __len__(self) -> int:
+        return len(self._grey)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.repeat(self._grey[index][..., None], 3, axis=2)
+
+
+def read_reference_set(
+    path: str | Path, leave_out: Collection[Path] = ()
+) -> tuple[Sequence[np.ndarray], np.ndarray, list[str]]:
+    """
+    Open one reference set.
+
+    Parameters
+    ----------
+    path : path
+        A folder in one of the layouts of this module.
+    leave_out : collection of Path
+        Resolved paths of files not to use, such as good images held out elsewhere.
+
+    Returns
+    -------
+    pictures : sequence of ndarray
+        uint8 RGB (H, W, 3), sizes may differ; files are decoded when asked for.
+    labels : ndarray of int64, shape (N,)
+        Index into `class_names`.
+    class_names : list of str
+        ``folder/class``, or the folder's own name for an inspection set.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing, has no known layout, or a class has no pictures. Decoding a
+        damaged picture raises it later, naming the file.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such reference folder")
+    name = folder.resolve().name
+    if (folder / IDX_IMAGES).exists() or (folder / IDX_LABELS).exists():
+        return _read_idx(folder, name)
+    if (folder / "train" / "good").is_dir():
+        classes = {name: list_pictures(folder / "train" / "good")}
+    else:
+        subfolders = sorted(child for child in folder.iterdir() if child.is_dir())
+        if not subfolders:
+            found = "pictures but no classes" if any(map(is_picture, folder.iterdir())) else "none"
+            raise InputError(
+                f"{folder}: wanted one sub-folder per class, Fashion-MNIST .gz files or an "
+                f"inspection set with train/good, found {found}"
+            )
+        classes = {f"{name}/{child.name}": list_pictures(child) for child in subfolders}
+    left_out = set(leave_out)
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, (class_name, files) in enumerate(classes.items()):
+        kept = [file for file in files if file.resolve() not in left_out]
+        if not kept:
+            raise InputError(f"{folder}: class {class_name} has no pictures left to use")
+        paths += kept
+        labels += [label] * len(kept)
+    return PictureFiles(paths), np.array(labels, np.int64), list(classes)
+
+
+def read_reference_sets(
+    paths: Sequence[str | Path], leave_out: Collection[Path] = ()
+) -> tuple[list[Sequence[np.ndarray]], np.ndarray, list[str]]:
+    """
+    Open several reference sets as one; their classes stand side by side.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        Folders as for `read_reference_set`.
+    leave_out : collection of Path
+        As for `read_reference_set`.
+
+    Returns
+    -------
+    sets : list of sequences of ndarray
+        The pictures of each set, in the order of `paths`.
+    labels : ndarray of int64, shape (N,)
+        Labels of all sets, end to end.
+    class_names : list of str
+        Names of all classes.
+
+    Raises
+    ------
+    InputError
+        As `read_reference_set`; also if there are fewer than two classes altogether, which
+        leaves nothing to tell apart.
+    """
+    sets, labels, names = [], [], []
+    for path in paths:
+        pictures, own_labels, own_names = read_reference_set(path, leave_out)
+        sets.append(pictures)
+        labels.append(own_labels + len(names))
+        names += own_names
+    if len(names) < 2:
+        raise InputError(
+            f"{', '.join(map(str, paths))}: a reference set needs two classes or more to tell "
+            f"apart, got {len(names)}"
+        )
+    return sets, np.concatenate(labels), names
+
+
+def _read_idx(folder: Path, name: str) -> tuple[Sequence[np.ndarray], np.ndarray, list[str]]:
+    images = _read_idx_array(folder / IDX_IMAGES, 3)
+    labels = _read_idx_array(folder / IDX_LABELS, 1)
+    if len(images) == 0 or len(images) != len(labels):
+        raise InputError(
+            f"{folder}: {len(images)} pictures and {len(labels)} labels, wanted equal numbers"
+        )
+    values, labels = np.unique(labels, return_inverse=True)
+    return GreyArray(images), labels.astype(np.int64), [f"{name}/{value}" for value in values]
+
+
+def _read_idx_array(path: Path, dimensions: int) -> np.ndarray:
+    # IDX: two zero bytes, type (8 is uint8), number of dimensions, each size as big-endian uint32.
+    try:
+        data = gzip.decompress(path.read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: missing beside the other IDX file") from error
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path}: not a whole gzip file ({error})") from error
+    header = 4 + 4 * dimensions
+    if len(data) < header or data[:4] != bytes((0, 0, 8, dimensions)):
+        raise InputError(f"{path}: not an IDX file of uint8 with {dimensions} dimensions")
+    shape = struct.unpack(f">{dimensions}I", data[4:header])
+    values = np.frombuffer(data, np.uint8, offset=header)
+    if values.size != int(np.prod(shape)):
+        raise InputError(f"{path}: holds {values.size} values, its header says {shape}")
+    return values.reshape(shape)
