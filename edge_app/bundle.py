@@ -8,8 +8,8 @@ The bundle: everything one part's inspection needs, as arrays and a manifest, ne
              decoder.tflite   or none
              reference.npz    or none (a bundle that only carries an encoder, for enrolling)
 
-A bundle is immutable. It is written under a temporary name, synced, and renamed; the one in use is a
-symlink ``current`` replaced by rename. `manifest_sha256`, called `bundle_sha256` everywhere else,
+A bundle is immutable. It is written under a temporary name, synced, and renamed; the one in use is
+a symlink ``current`` replaced by rename. `manifest_sha256`, called `bundle_sha256` everywhere else,
 covers the manifest, which covers the files.
 """
 
@@ -411,7 +411,7 @@ def made_now(command: str, packages: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this file runs from; None where it is installed or git is not there."""
+    """The commit of the checkout this file runs from; None where it is installed or has no git."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

@@ -1,8 +1,8 @@
 """
 The command line: builds the objects, wires them, turns errors into one sentence and an exit code.
 
-Exit codes: 0 done, whatever the verdicts; 1 a bug or a finding; 2 bad input or usage; 69 camera cannot
-serve; 78 configuration or bundle.
+Exit codes: 0 done, whatever the verdicts; 1 a bug or a finding; 2 bad input or usage; 69 camera
+cannot serve; 78 configuration or bundle.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="edge-app",
-        description="Visual inspection that learns what a good part looks like from good parts alone.",
+        description="Visual inspection that learns good parts from good parts alone.",
         epilog="DEBUG=1 in the environment shows tracebacks.",
     )
     parser.add_argument("--version", action="version", version=f"edge-app {__version__}")
@@ -103,7 +103,7 @@ def _add_inspect(commands, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="judge an image, a folder, a video or a camera",
         description="Give every part a verdict: OK, NG, UNKNOWN (could not be judged) or EMPTY.",
-        epilog="example: edge-app inspect parts/ --bundle models/nut --out out --json out/verdicts.jsonl",
+        epilog="example: edge-app inspect parts/ --bundle models/nut --out out --json out/v.jsonl",
     )
     inspect.add_argument(
         "source", metavar="SOURCE", help="picture, folder of pictures, video file, or camera:N"

@@ -2,8 +2,8 @@
 Decide: from scores to verdicts, per frame and per part.
 
 Three modes. `single`: every frame stands for itself (pictures of a folder). `continuous`: one view;
-a moving average over frames with hysteresis. `part`: frames between two empty views are one part and
-give one verdict; nothing carries over to the next.
+a moving average over frames with hysteresis. `part`: frames between two empty views are one part
+and give one verdict; nothing carries over to the next.
 
 No clock, no I/O: the memory comes in and goes out.
 """
@@ -51,13 +51,12 @@ class Rules:
 
 @dataclass(frozen=True)
 class OpenPart:
-    """The frames of the part in view so far, counted."""
+    """The part in view so far: (score, frame) of each usable frame, the others counted."""
 
     part: int
     first_frame: int
     last_frame: int
-    scores: tuple[float, ...] = ()
-    worst_frame: int | None = None
+    scores: tuple[tuple[float, int], ...] = ()
     unknown: int = 0
     last_reason: str | None = None
     empty_run: int = 0
@@ -159,34 +158,31 @@ def _part(finding: Finding, index: int, state: State, rules: Rules) -> tuple[Dec
     if decision.verdict is Verdict.UNKNOWN:
         part = replace(part, unknown=part.unknown + 1, last_reason=decision.reason)
     else:
-        if not part.scores or finding.score > max(part.scores):
-            part = replace(part, worst_frame=index)
-        part = replace(part, scores=(*part.scores, finding.score))
+        part = replace(part, scores=(*part.scores, (finding.score, index)))
     return replace(decision, part=part.part), replace(state, open_part=part)
 
 
 def _close(part: OpenPart, rules: Rules) -> PartVerdict:
     worst_first = sorted(part.scores, reverse=True)
     usable = len(worst_first)
-    ng = sum(score > rules.threshold for score in worst_first)
-    deciding = reason = None
-    if usable:
-        # The part is NG where so many of its frames are: where the last of these is.
-        deciding = worst_first[max(math.ceil(rules.ng_share * usable), 1) - 1]
+    ng = sum(score > rules.threshold for score, _ in worst_first)
+    # The part is NG where so many of its frames are: where the last of these is.
+    deciding = max(math.ceil(rules.ng_share * usable), 1) - 1
+    score, frame = worst_first[deciding] if usable else (None, part.first_frame)
+    reason = None
     if usable < rules.least_usable_frames:
-        verdict = Verdict.UNKNOWN
+        verdict, score = Verdict.UNKNOWN, None
         reason = f"frames: {usable} usable, wanted {rules.least_usable_frames}"
         if part.last_reason:
             reason += f" (last: {part.last_reason})"
     else:
-        verdict = Verdict.NG if deciding > rules.threshold else Verdict.OK
+        verdict = Verdict.NG if score > rules.threshold else Verdict.OK
     return PartVerdict(
         part.part,
         verdict,
         reason,
-        worst_first[0] if usable else None,
-        deciding,
-        part.first_frame if part.worst_frame is None else part.worst_frame,
+        score,
+        frame,
         part.first_frame,
         part.last_frame,
         usable,

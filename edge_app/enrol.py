@@ -140,8 +140,8 @@ def folds(count: int) -> list[np.ndarray]:
     """
     Which images are held out together.
 
-    In the order of the images, in one piece each: frames of a video and pictures of one batch, which
-    stand next to each other, leave together, so that no image is judged by its own twin.
+    In the order of the images, in one piece each: frames of a video and pictures of one batch,
+    which stand next to each other, leave together, so that no image is judged by its own twin.
     """
     groups = count if count <= LEAVE_ONE_OUT_UP_TO else FOLDS
     return np.array_split(np.arange(count), groups)
@@ -172,12 +172,12 @@ def calibrate(scores: np.ndarray, wanted_rate: float) -> Threshold:
     """
     Threshold from held-out scores of good images.
 
-    With enough images it is the split-conformal quantile: the ``ceil((n + 1) (1 - rate))``-th smallest
-    score (Vovk, Gammerman and Shafer, 2005), which a further good image exceeds with probability at
-    most `wanted_rate`. With fewer than ``1 / rate - 1`` no score is that rare. Then the largest
-    score is taken plus a margin: the upper half of the scores is continued as an exponential tail,
-    so the distance from the median to the largest score, reached at rate 1 / (n + 1), grows by
-    ``ln(1 / (2 rate)) / ln((n + 1) / 2)``.
+    With enough images it is the split-conformal quantile: the ``ceil((n + 1) (1 - rate))``-th
+    smallest score (Vovk, Gammerman and Shafer, 2005), which a further good image exceeds with
+    probability at most `wanted_rate`. With fewer than ``1 / rate - 1`` no score is that rare.
+    Then the largest score is taken plus a margin: the upper half of the scores is continued as an
+    exponential tail, so the distance from the median to the largest score, reached at rate 1 / (n
+    + 1), grows by ``ln(1 / (2 rate)) / ln((n + 1) / 2)``.
 
     Parameters
     ----------

@@ -1,9 +1,10 @@
 """
 Compute: where a picture differs from the decoder's redraw of it, and that laid over the frame.
 
-The map is the article's ``|original - decoder(features)|``, averaged over colours and smoothed. Its
-colour scale is fixed in the bundle from good parts: a scale stretched per picture would paint every
-good part red.
+The map is the article's ``|original - decoder(features)|``, averaged over colours and smoothed.
+The signed difference is smoothed first: grain that the decoder never redraws is as often brighter
+as darker and cancels, a defect does not. Its colour scale is fixed in the bundle from good parts:
+a scale stretched per picture would paint every good part red.
 """
 
 from __future__ import annotations
@@ -113,16 +114,21 @@ def difference_map(pixels_rgb: np.ndarray, redraw_01: np.ndarray, blur_share: fl
     pixels_rgb : ndarray of uint8, shape (height, width, 3)
     redraw_01 : ndarray of float32, shape (height, width, 3)
     blur_share : float
-        Standard deviation of the Gaussian blur as a share of the picture's height; 0 for none.
+        Standard deviation of the Gaussian blur of the absolute difference, as a share of the
+        picture's height; the signed difference is blurred by half of it. 0 for none.
 
     Returns
     -------
     difference : ndarray of float32, shape (height, width)
         0 to 1, higher is more anomalous.
     """
-    difference = np.abs(pixels_rgb * np.float32(1 / 255) - redraw_01).mean(axis=2)
-    if blur_share > 0:
-        difference = cv2.GaussianBlur(difference, (0, 0), blur_share * difference.shape[0])
+    signed = pixels_rgb * np.float32(1 / 255) - redraw_01
+    sigma = blur_share * signed.shape[0]
+    if sigma > 0:
+        signed = cv2.GaussianBlur(signed, (0, 0), sigma / 2)
+    difference = np.abs(signed).mean(axis=2)
+    if sigma > 0:
+        difference = cv2.GaussianBlur(difference, (0, 0), sigma)
     return difference
 
 

@@ -8,7 +8,7 @@ does no I/O.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -36,6 +36,7 @@ class Seen:
     pixels_rgb: np.ndarray
     encoding: Encoding
     score: float
+    offset: float = 0.0
 
 
 def build_encoder(bundle: Bundle, threads: int) -> Encoder:
@@ -111,9 +112,7 @@ class Inspector:
     ) -> None:
         manifest = bundle.manifest
         if bundle.reference is None:
-            raise BundleError(
-                f"{bundle.path}: knows no good part yet (no reference.npz): run edge-app enroll first"
-            )
+            raise BundleError(f"{bundle.path}: knows no good part yet: run edge-app enroll first")
         self.bundle = bundle
         self.encoder = build_encoder(bundle, threads)
         self.decoder = build_decoder(bundle, self.encoder, threads)
@@ -182,6 +181,7 @@ class Inspector:
         at = clock()
         pixels_rgb = prepare(frame.frame_bgr, self.recipe)
         latency_ms["prepare"] = (clock() - at) * 1e3
+        offset = 0.0
         if self._empty_view is not None:
             at = clock()
             location = locate(pixels_rgb, self._empty_view)
@@ -192,8 +192,9 @@ class Inspector:
                 return Finding(None, reason="part: cut by the edge of the view"), None
             if not location.in_place:
                 return Finding(None, reason="part: not where the good parts lay"), None
+            offset = location.offset
         seen = self.look(frame, pixels_rgb, latency_ms)
-        return Finding(seen.score), seen
+        return Finding(seen.score), replace(seen, offset=offset)
 
     def look(
         self, frame: Frame, pixels_rgb: np.ndarray, latency_ms: dict[str, float] | None = None
@@ -209,25 +210,26 @@ class Inspector:
         return Seen(frame, pixels_rgb, encoding, score)
 
     def _keep_evidence(self, seen: Seen | None) -> None:
-        """Keep the part's most anomalous NG frame: if the part turns out NG, its overlay is drawn."""
+        """
+        Keep the NG frame that shows the part best, for the overlay should the part be NG.
+
+        Best is where the part lies most as the good ones did: the score is highest on frames
+        blurred by its motion. Without an empty view the highest score decides.
+        """
         if not self._heatmaps or seen is None or not seen.score > self.threshold:
             return
-        if self._evidence is None or seen.score > self._evidence.score:
+        kept = self._evidence
+        if kept is None or (seen.offset, -seen.score) < (kept.offset, -kept.score):
             self._evidence = seen
 
     def _part_result(self, closed: PartVerdict) -> Result:
         seen, self._evidence = self._evidence, None
-        # Not even the evidence frame's score stands where the part could not be judged.
-        known = closed.verdict is not Verdict.UNKNOWN
-        decision = Decision(
-            closed.verdict,
-            closed.score if known else None,
-            closed.deciding_score if known else None,
-            closed.reason,
-            closed.part,
-            closed,
-        )
-        frame = Frame(closed.frame, self._last_frame.source, None) if seen is None else seen.frame
+        if closed.verdict is not Verdict.NG:
+            seen = None
+        frame, score = Frame(closed.frame, self._last_frame.source, None), closed.score
+        if seen is not None:
+            frame, score = seen.frame, seen.score
+        decision = Decision(closed.verdict, score, closed.score, closed.reason, closed.part, closed)
         return self._result("part", frame, decision, {}, seen)
 
     def _result(

@@ -1,4 +1,4 @@
-"""Preprocess: cut the region of interest out of a frame, bring it to the encoder's size and colour order."""
+"""Preprocess: cut the region of interest out of a frame, bring it to the encoder's size and RGB."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def shrink(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     Resize to (height, width) without aliasing, for the cost of a bilinear resize.
 
-    The picture is halved by exact 2 x 2 averages while it is at least twice as large as wanted, then
-    resized bilinearly. OpenCV vectorises the halving; its general `INTER_AREA` takes five times as
-    long (572 against 101 microseconds from 640 x 480 to 96 x 96), a plain `INTER_LINEAR` would
-    alias fine texture into the embedding.
+    The picture is halved by exact 2 x 2 averages while it is at least twice as large as wanted,
+    then resized bilinearly. OpenCV vectorises the halving; its general `INTER_AREA` takes five
+    times as long (572 against 101 microseconds from 640 x 480 to 96 x 96), a plain
+    `INTER_LINEAR` would alias fine texture into the embedding.
     """
     height, width = size
     while picture.shape[0] >= 2 * height and picture.shape[1] >= 2 * width:

@@ -1,14 +1,15 @@
 """
 Locate: is a part in the view, and is it there as a whole?
 
-The rule is simple and says so: a station with a fixed camera has one empty view. What differs from it
-is the part. The picture is reduced to `SIDE` x `SIDE` grey pixels, its brightness matched to
+The rule is simple and says so: a station with a fixed camera has one empty view. What differs from
+it is the part. The picture is reduced to `SIDE` x `SIDE` grey pixels, its brightness matched to
 the empty view by the median ratio, and the differing pixels counted. Without a
 picture of the empty view nothing is EMPTY.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -61,6 +62,8 @@ class Location:
         Whether the part reaches over the edge of the view.
     in_place : bool
         Whether its centre is where the good parts' centres were.
+    offset : float
+        Distance of its centre from the middle of where theirs were, share of the view.
     share : float
         Share of the view that differs from the empty view, 0 to 1.
     """
@@ -68,6 +71,7 @@ class Location:
     present: bool
     cut: bool
     in_place: bool
+    offset: float
     share: float
 
 
@@ -83,12 +87,14 @@ def locate(pixels_rgb: np.ndarray, empty: EmptyView) -> Location:
     mask = _part_mask(_reduce(pixels_rgb), empty.picture, empty.difference)
     share = float(mask.mean())
     if share < empty.least_share:
-        return Location(False, False, False, share)
+        return Location(False, False, False, 0.0, share)
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     cut = max(float(edge.mean()) for edge in edges) >= CUT_SHARE
     x, y = _centre(mask)
     left, top, right, bottom = empty.place
-    return Location(True, cut, left <= x <= right and top <= y <= bottom, share)
+    in_place = left <= x <= right and top <= y <= bottom
+    offset = math.hypot(x - (left + right) / 2, y - (top + bottom) / 2)
+    return Location(True, cut, in_place, offset, share)
 
 
 def learn_empty_view(empty_rgb: list[np.ndarray], good_rgb: list[np.ndarray]) -> EmptyView:

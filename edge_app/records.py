@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 import numpy as np
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """What is said of a frame or a part."""
 
     OK = "OK"
     NG = "NG"
     UNKNOWN = "UNKNOWN"
     EMPTY = "EMPTY"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)
@@ -123,9 +120,8 @@ class PartVerdict:
     verdict : Verdict
     reason : str or None
     score : float or None
-        The highest score among its usable frames.
-    deciding_score : float or None
-        The score that its NG share of frames reaches: above the threshold exactly if it is NG.
+        The score that its NG share of frames reaches: above the threshold exactly if it is NG;
+        None where it is UNKNOWN.
     frame : int
         Index of the frame with that score, or of its first frame where none was usable.
     first_frame, last_frame : int
@@ -137,7 +133,6 @@ class PartVerdict:
     verdict: Verdict
     reason: str | None
     score: float | None
-    deciding_score: float | None
     frame: int
     first_frame: int
     last_frame: int

@@ -9,6 +9,10 @@ out by *building an interpreter*: tflite-runtime 2.14 imports happily beside num
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from edge_app.errors import BundleError, EdgeAppError
@@ -55,7 +59,8 @@ def open_interpreter(model: bytes, threads: int = 1, runtime: str | None = None)
             failures.append(f"{module_name}: {error}")
             continue
         try:
-            interpreter = module.Interpreter(model_content=model, num_threads=threads)
+            with _quiet():
+                interpreter = module.Interpreter(model_content=model, num_threads=threads)
         except SystemError as error:
             # The sign of tflite-runtime 2.14 beside numpy 2; the model is not at fault.
             failures.append(f"{module_name}: {error}, which it does when numpy is 2 or newer")
@@ -65,7 +70,8 @@ def open_interpreter(model: bytes, threads: int = 1, runtime: str | None = None)
                 f"{module_name} refuses the TFLite model: {_first_line(error)}"
             ) from None
         try:
-            interpreter.allocate_tensors()
+            with _quiet():
+                interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise BundleError(
                 f"{module_name} cannot run the TFLite model: {_first_line(error)}"
@@ -75,6 +81,26 @@ def open_interpreter(model: bytes, threads: int = 1, runtime: str | None = None)
         "no TFLite runtime works on this machine (" + "; ".join(failures) + "); "
         "install ai-edge-litert, or tflite-runtime with numpy below 2"
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """
+    Keep the runtime's C++ code from writing to stderr.
+
+    It announces its delegate there at every start, past Python, and has no switch for it. What it
+    has to say about a model that fails also comes as an exception.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(silence, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silence)
 
 
 def _first_line(error: Exception) -> str:

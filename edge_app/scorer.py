@@ -7,11 +7,11 @@ local outlier factor (Breunig et al., SIGMOD 2000), equal to the negative of sci
 what is computed for each frame is here, in numpy.
 
 The nearest neighbours are found exactly, without reading the whole reference. A scan of 1000 x 1280
-float32 numbers is five megabytes and costs a third of a small encoder's call, all of it memory traffic.
-So the rows are kept in coordinates along their principal axes beside the length of what lies
-outside these axes. With p the distance along the axes and a, b the two outside lengths, the true
-squared distance is at least p^2 + (a - b)^2 (triangle inequality). Only rows whose bound
-is below the k-th smallest true distance found so far can be neighbours, and only these are measured.
+float32 numbers is five megabytes and costs a third of a small encoder's call, all of it memory
+traffic. So the rows are kept in coordinates along their principal axes beside the length of what
+lies outside these axes. With p the distance along the axes and a, b the two outside lengths, the
+true squared distance is at least p^2 + (a - b)^2 (triangle inequality). Only rows whose bound is
+below the k-th smallest true distance found so far can be neighbours, and only these are measured.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCORERS = ("lof", "knn")
 
 # scikit-learn adds the same to the mean reachability, so that duplicates do not divide by zero.
 DENSITY_EPSILON = 1e-10
-# The bounds are computed in float32; a row this close to the limit (relative) is measured all the same.
+# The bounds are computed in float32; a row this close to the limit (relative) is measured anyway.
 BOUND_MARGIN = 1e-3
 
 
@@ -178,7 +178,7 @@ class NeighbourScorer:
         open_rows[rows] = False
         more = np.flatnonzero(open_rows)
         if len(more) > len(bound) // 16:
-            # The bounds do not tell these rows apart. A whole scan by |r|^2 - 2rq reads each row once.
+            # The bounds do not tell these rows apart; a whole scan by |r|^2 - 2rq reads each once.
             near = self._total_sq - 2.0 * (self._rows @ query)
             rows = np.argpartition(near, first - 1)[:first]
             distance_sq = self._measure(rows, query)

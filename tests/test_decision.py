@@ -88,6 +88,7 @@ def test_a_part_gives_one_verdict_from_the_share_of_its_frames():
     assert [(p.part, p.verdict) for p in closed] == [(0, NG), (1, OK)]
     assert (closed[0].usable, closed[0].ng, closed[0].score) == (3, 2, 1.5)
     assert (closed[0].first_frame, closed[0].last_frame, closed[0].frame) == (2, 4, 3)
+    assert (closed[1].score, closed[1].frame) == (0.6, 8)  # the second of three decides
     assert [d.part for d in decisions[:8]] == [None, None, 0, 0, 0, None, None, 1]
 
 

@@ -1,4 +1,4 @@
-"""The workstation's road from pictures to a measured bundle, walked once on a small rendered set."""
+"""The workstation's road from pictures to a measured bundle, walked on a small rendered set."""
 
 from __future__ import annotations
 

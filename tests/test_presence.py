@@ -28,6 +28,21 @@ def test_tells_empty_from_part_on_frames_it_has_not_seen(view, still_frames):
         assert location.present and not location.cut
 
 
+def test_a_part_beside_its_place_is_seen_as_such(view, still_frames):
+    frame = still_frames["good"][20]
+    at_rest = locate(prepare(frame, RECIPE), view)
+    assert at_rest.in_place
+    moved = cv2.warpAffine(
+        frame,
+        np.float32([[1, 0, 0.12 * frame.shape[1]], [0, 1, 0]]),
+        frame.shape[1::-1],
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    beside = locate(prepare(moved, RECIPE), view)
+    assert beside.present and not beside.cut and not beside.in_place
+    assert beside.offset > at_rest.offset + 0.05
+
+
 @pytest.mark.parametrize("light", [0.7, 1.3])
 def test_light_alone_is_no_part(view, still_frames, light):
     frame = cv2.convertScaleAbs(still_frames["empty"][12], alpha=light)

@@ -75,7 +75,7 @@ def test_lof_worked_out_by_hand():
     # Its two neighbours are (1, 1) at sqrt 2 and (0, 1) at sqrt 5, both beyond those rows' own
     # k-distances sqrt 2 and 1.
     reach_of_query = (math.sqrt(2) + math.sqrt(5)) / 2
-    # (1, 1): to (0, 1) at 1, whose k-distance is 1; to (0, 0) at sqrt 2, whose k-distance is sqrt 2.
+    # (1, 1): to (0, 1) at 1, with k-distance 1; to (0, 0) at sqrt 2, with k-distance sqrt 2.
     density_11 = 2 / (1 + math.sqrt(2))
     # (0, 1): to (0, 0) and (1, 1), both at 1, both with k-distance sqrt 2.
     density_01 = 1 / math.sqrt(2)

@@ -38,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in arguments[:1]:
             module = importlib.import_module("tools." + name.replace("-", "_"))
             module.configure(command)
-            command.set_defaults(run=module.run)
+            command.set_defaults(execute=module.run)
     args = parser.parse_args(arguments)
     # TensorFlow's banners would bury the one sentence that matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        return args.run(args)
+        return args.execute(args)
     except EdgeAppError as error:
         if os.environ.get("DEBUG"):
             raise

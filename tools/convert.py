@@ -204,7 +204,8 @@ def convert_checked(
     content = to_tflite(model, dtype, representative)
     found = parity(model, content, compared)
     refuse_strayed(name, dtype, found)
-    return content, {"dtype": dtype, "bytes": len(content), "min_cosine": MIN_COSINE[dtype], **found}
+    bound = MIN_COSINE[dtype]
+    return content, {"dtype": dtype, "bytes": len(content), "min_cosine": bound, **found}
 
 
 def refuse_strayed(name: str, dtype: str, found: dict) -> None:

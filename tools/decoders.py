@@ -69,12 +69,13 @@ def build_decoder(
     if kind == "standard":
         return _standard(height, width, embedding_dim)
     stride = height // patch_shape[0]
-    if stride not in (4, 8, 16, 32) or (patch_shape[0] * stride, patch_shape[1] * stride) != size:
+    covered = (patch_shape[0] * stride, patch_shape[1] * stride)
+    if stride not in (4, 8, 16, 32) or covered != (height, width):
         raise ValueError(
             f"patch map of {patch_shape[0]} x {patch_shape[1]} cells: wanted 1/4, 1/8, 1/16 or "
             f"1/32 of the picture's {height} x {width} pixels"
         )
-    return _mobile(size, tuple(patch_shape), stride)
+    return _mobile(tuple(patch_shape), stride)
 
 
 def _batch_norm(x):
@@ -101,7 +102,7 @@ def _separable(x, channels: int, kernel: int = 3):
     return _point(_depthwise(x, kernel), channels)
 
 
-def _mobile(size: tuple[int, int], patch_shape: tuple[int, int, int], stride: int):
+def _mobile(patch_shape: tuple[int, int, int], stride: int):
     import keras
     from keras import layers
 

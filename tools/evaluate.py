@@ -23,7 +23,7 @@ from edge_app.inspector import Inspector
 from edge_app.preprocess import prepare
 from edge_app.records import Frame, Verdict
 from edge_app.sources.folder import read_picture
-from tools.inspection_set import GOOD, InspectionSet, TestPicture, read_inspection_set, read_mask
+from tools.inspection_set import InspectionSet, TestPicture, read_inspection_set, read_mask
 
 # Differences as they are, not clipped to the overlay's colours: clipping would tie them.
 BARE = ColourScale(0.0, 1.0)
@@ -118,9 +118,7 @@ def evaluate(
     bar = tqdm(
         inspection_set.test, desc="inspecting", unit="picture", delay=2, disable=not progress
     )
-    judged = [
-        _judge(inspector, index, picture, wants_maps) for index, picture in enumerate(bar)
-    ]
+    judged = [_judge(inspector, index, picture, wants_maps) for index, picture in enumerate(bar)]
     scores = [one.score for one in judged]
     is_anomaly = [one.picture.is_anomaly for one in judged]
     heatmaps = {}
@@ -207,16 +205,18 @@ def _print(figures: dict[str, Any], inspection_set: InspectionSet) -> None:
     for name, key in (("pixel AUROC", "pixel_auroc"), ("AU-PRO", "au_pro")):
         if figures[key] is not None:
             beside = trivial[f"mean_picture_{key}"]
-            print(f"{name:12} {figures[key]:.4f}   (trivial: |picture - mean picture| {beside:.4f})")
+            print(f"{name:12} {figures[key]:.4f}   (trivial: |picture - mean| {beside:.4f})")
     for defect, row in figures["per_defect"].items():
         print(
             f"  {defect:20} AUROC {row['image_auroc']:.4f}  missed {row['miss_rate']:.1%}"
             f"  of {row['images']}"
         )
+    images = figures["images"]
+    good, defective = images["test_good"]["images"], images["test_defective"]["images"]
     print(
-        f"at threshold {figures['threshold']:.4g}: false rejects {figures['false_reject_rate']:.1%} "
-        f"of {figures['images']['test_good']['images']} {GOOD}, "
-        f"missed {figures['miss_rate']:.1%} of {figures['images']['test_defective']['images']}"
+        f"at threshold {figures['threshold']:.4g}: "
+        f"false rejects {figures['false_reject_rate']:.1%} of {good} good, "
+        f"missed {figures['miss_rate']:.1%} of {defective} defective"
     )
     latency = figures["latency_ms"]
     print(f"frame to decision: {latency['p50']:.2f} ms median, {latency['p95']:.2f} ms 95 %")

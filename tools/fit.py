@@ -37,7 +37,7 @@ SCALE, OFFSET = 1 / 127.5, -1.0
 PACKAGES = ("tensorflow-cpu", "tensorflow", "keras", "ai-edge-litert", "scikit-learn")
 # The share of good pixels that stay unpainted, and how far beyond it full red lies.
 UNPAINTED_SHARE = 0.995
-RED_OVER_LOW = 3.0
+RED_OVER_LOW = 2.0
 BLUR_SHARE = 0.02
 # Pictures on which a conversion is compared with its original.
 COMPARED = 16
@@ -69,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--size", type=whole_from_1, metavar="PX", help="input side instead of the preset's")
     add("--embedding-layer", metavar="L", help="layer that is averaged into the embedding")
     add("--patch-layer", metavar="L", help="layer that gives the patch map")
-    add("--alpha", type=float, metavar="A", help="with --weights imagenet: 0.35 (default), 0.5, 1.0")
+    add("--alpha", type=float, metavar="A", help="of --weights imagenet (default: 0.35)")
     add("--dtype", choices=DTYPES, default="float32", help="of the TFLite files (default: float32)")
     add(
         "--epochs",

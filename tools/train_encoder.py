@@ -415,8 +415,8 @@ def doc_trainer(encoder: keras.Model, classes: int, batch: int) -> keras.Model:
     # variance 1), updating them would destroy the network.
     both = keras.layers.Concatenate(axis=0)([good, reference])
     good_embedding, reference_embedding = keras.ops.split(StoredStatistics(encoder)(both), 2)
-    # The head starts from nothing while the encoder starts from ImageNet. At a rate that is gentle to
-    # the encoder a plain Dense head stayed at chance for 240 steps, on an inner layer whose
+    # The head starts from nothing while the encoder starts from ImageNet. At a rate that is gentle
+    # to the encoder a plain Dense head stayed at chance for 240 steps, on an inner layer whose
     # activations are small. Normalised features and a gain on the logits let the head learn
     # `HEAD_GAIN` times as fast as the encoder, whatever the layer's scale.
     features = keras.layers.LayerNormalization(center=False, scale=False)(reference_embedding)

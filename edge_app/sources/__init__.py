@@ -1,8 +1,8 @@
 """
 Where frames come from; one file a source.
 
-A source has `frames()` (an iterator of :class:`edge_app.records.Frame`), `close()`, `live` (frames come
-whether they are taken or not) and `separate_parts` (every frame is a part of its own).
+A source has `frames()` (an iterator of :class:`edge_app.records.Frame`), `close()`, `live` (frames
+come whether they are taken or not) and `separate_parts` (every frame is a part of its own).
 """
 
 from __future__ import annotations

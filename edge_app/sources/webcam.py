@@ -34,7 +34,7 @@ class WebcamSource:
         self._capture = cv2.VideoCapture(device)
         if not self._capture.isOpened():
             raise CameraError(
-                f"{self._name}: cannot be opened; is it plugged in, free, and are you in group video?"
+                f"{self._name}: cannot be opened: is it plugged in, free, and you in group video?"
             )
         # Frames queued in the driver are stale by the time they are judged.
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
