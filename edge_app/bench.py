@@ -23,10 +23,11 @@ import numpy as np
 
 from edge_app.bundle import Bundle, made_now, write_bundle
 from edge_app.config import DecisionConfig
-from edge_app.enrol import Learnt, ScorerSettings, empty_view_of, learn_reference
+from edge_app.enrol import Learnt, ScorerSettings, learn_reference
 from edge_app.errors import InputError
 from edge_app.inspector import Inspector, build_encoder
 from edge_app.preprocess import Preprocessing, prepare
+from edge_app.presence import empty_view_of
 from edge_app.records import Frame
 from edge_app.runtime import open_interpreter
 from edge_app.sources import Source

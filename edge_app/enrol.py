@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from edge_app.bundle import Bundle
 from edge_app.encoder import Encoder
 from edge_app.errors import InputError
 from edge_app.preprocess import Preprocessing, prepare
 from edge_app.presence import EmptyView, learn_empty_view, locate
 from edge_app.records import Frame
-from edge_app.scorer import DENSITY_EPSILON, FeatureScaling, NeighbourScorer, principal_axes
+from edge_app.scorer import DENSITY_EPSILON, FeatureScaling, build_scorer, principal_axes
 
 # Axes kept for the scorer's bounds: 128 kept the search at a sixth of the encoder call on every set
 # and scaling tried, 32 did not.
@@ -118,22 +117,6 @@ def fit_scorer(embeddings: np.ndarray, settings: ScorerSettings) -> dict[str, np
             "density": 1.0 / (reach.mean(axis=1) + DENSITY_EPSILON),
         }
     return arrays
-
-
-def build_scorer(
-    kind: str, k: int, feature_scaling: str, arrays: dict[str, np.ndarray]
-) -> NeighbourScorer:
-    """A scorer from a reference's arrays (`embeddings` and what `fit_scorer` gives)."""
-    scaling = FeatureScaling(feature_scaling, arrays.get("scaling_low"), arrays.get("scaling_span"))
-    return NeighbourScorer(
-        kind,
-        k,
-        arrays["embeddings"],
-        scaling,
-        arrays["axes"],
-        arrays.get("k_distance"),
-        arrays.get("density"),
-    )
 
 
 def folds(count: int) -> list[np.ndarray]:
@@ -247,19 +230,6 @@ def learn_reference(
             "place": list(empty_view.place),
         }
     return reference, sections
-
-
-def empty_view_of(bundle: Bundle) -> EmptyView | None:
-    """The empty view a bundle has learnt, if it has."""
-    presence = bundle.manifest["presence"]
-    if presence is None:
-        return None
-    return EmptyView(
-        bundle.reference["empty_view"],
-        presence["difference"],
-        presence["least_share"],
-        tuple(presence["place"]),
-    )
 
 
 @dataclass

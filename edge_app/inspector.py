@@ -17,12 +17,12 @@ from edge_app.bundle import Bundle
 from edge_app.config import DecisionConfig
 from edge_app.decision import Rules, State, decide, finish
 from edge_app.encoder import Encoder
-from edge_app.enrol import build_scorer, empty_view_of
 from edge_app.errors import BundleError
 from edge_app.heatmap import ColourScale, Decoder, difference_map, on_frame, overlay
 from edge_app.preprocess import Preprocessing, prepare
-from edge_app.presence import locate
+from edge_app.presence import empty_view_of, locate
 from edge_app.records import Decision, Encoding, Finding, Frame, PartVerdict, Result, Verdict
+from edge_app.scorer import build_scorer
 
 # A picture smaller than this shows no part to judge.
 LEAST_SIDE = 8

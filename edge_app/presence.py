@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from edge_app.bundle import Bundle
 from edge_app.errors import InputError
 
 SIDE = 48
@@ -137,6 +138,19 @@ def learn_empty_view(empty_rgb: list[np.ndarray], good_rgb: list[np.ndarray]) ->
         difference,
         (empty_share + good_share) / 2,
         tuple(float(side + margin) for side, margin in zip(place, margins, strict=True)),
+    )
+
+
+def empty_view_of(bundle: Bundle) -> EmptyView | None:
+    """The empty view a bundle has learnt, if it has."""
+    presence = bundle.manifest["presence"]
+    if presence is None:
+        return None
+    return EmptyView(
+        bundle.reference["empty_view"],
+        presence["difference"],
+        presence["least_share"],
+        tuple(presence["place"]),
     )
 
 

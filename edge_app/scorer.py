@@ -16,6 +16,7 @@ below the k-th smallest true distance found so far can be neighbours, and only t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -198,6 +199,22 @@ class NeighbourScorer:
         difference = np.take(self._rows, rows, axis=0)
         difference -= query
         return np.einsum("ij,ij->i", difference, difference).astype(np.float64)
+
+
+def build_scorer(
+    kind: str, k: int, feature_scaling: str, arrays: Mapping[str, np.ndarray]
+) -> NeighbourScorer:
+    """A scorer from a reference's arrays: `embeddings` and what the fit stored for its kind."""
+    scaling = FeatureScaling(feature_scaling, arrays.get("scaling_low"), arrays.get("scaling_span"))
+    return NeighbourScorer(
+        kind,
+        k,
+        arrays["embeddings"],
+        scaling,
+        arrays["axes"],
+        arrays.get("k_distance"),
+        arrays.get("density"),
+    )
 
 
 def principal_axes(scaled: np.ndarray, most: int) -> np.ndarray:

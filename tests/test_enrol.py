@@ -9,13 +9,13 @@ import pytest
 
 from edge_app.enrol import (
     ScorerSettings,
-    build_scorer,
     calibrate,
     fit_scorer,
     folds,
     held_out_scores,
 )
 from edge_app.errors import InputError
+from edge_app.scorer import build_scorer
 
 
 @pytest.mark.parametrize(("count", "rate"), [(99, 0.01), (500, 0.01), (30, 0.1), (1000, 0.05)])

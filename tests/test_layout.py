@@ -23,6 +23,7 @@ LAYERS = [
     ["sources", "sinks"],
     ["inspector"],
     ["bench"],
+    ["commands", "commands.inspect", "commands.enroll", "commands.bench"],
     ["cli"],
     ["__main__"],
 ]

@@ -9,8 +9,8 @@ import pytest
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from sklearn.preprocessing import MinMaxScaler, normalize
 
-from edge_app.enrol import ScorerSettings, build_scorer, fit_scorer
-from edge_app.scorer import FEATURE_SCALINGS, principal_axes
+from edge_app.enrol import ScorerSettings, fit_scorer
+from edge_app.scorer import FEATURE_SCALINGS, build_scorer, principal_axes
 
 
 def scorer(embeddings, kind="lof", k=5, scaling="none"):

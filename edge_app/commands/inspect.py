@@ -1,0 +1,165 @@
+"""``edge-app inspect``: judge an image, a folder, a video or a camera."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+
+from edge_app.bundle import load_bundle
+from edge_app.config import Config
+from edge_app.decision import MODES
+from edge_app.errors import InputError
+from edge_app.inspector import Inspector
+from edge_app.records import Result, Verdict
+from edge_app.sinks.jsonl import JsonLines
+from edge_app.sinks.overlays import Overlays
+from edge_app.sources import Source, open_source
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``inspect``."""
+    parser.description = (
+        "Give every part a verdict: OK, NG, UNKNOWN (could not be judged) or EMPTY."
+    )
+    parser.epilog = (
+        "example: edge-app inspect parts/ --bundle models/nut --out out --json out/v.jsonl"
+    )
+    parser.add_argument(
+        "source", metavar="SOURCE", help="picture, folder of pictures, video file, or camera:N"
+    )
+    parser.add_argument("--bundle", required=True, metavar="B", help="folder of the bundle")
+    parser.add_argument("--out", metavar="DIR", help="write the overlays of NG parts here")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write one JSON line a verdict here, - for standard output"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("auto", *MODES),
+        default="auto",
+        help="auto (default): single for pictures; for video part if the bundle knows the empty "
+        "view, else continuous",
+    )
+
+
+def run(args: argparse.Namespace, config: Config, threads: int) -> int:
+    """Judge every frame of the source; returns the exit code."""
+    bundle = load_bundle(args.bundle)
+    source = open_source(args.source)
+    mode = args.mode
+    if mode == "auto":
+        knows_empty = bundle.manifest["presence"] is not None
+        mode = "single" if source.separate_parts else "part" if knows_empty else "continuous"
+    inspector = Inspector(bundle, config.decision, mode, threads, heatmaps=args.out is not None)
+    overlays = Overlays(args.out) if args.out else None
+    lines = JsonLines(args.json) if args.json else None
+    tally = _Tally(quiet=args.json == "-")
+    if overlays is not None and inspector.decoder is None:
+        print(f"{bundle.path.name}: has no decoder, so there are no heatmaps", file=sys.stderr)
+    try:
+        for result in _results(source, inspector):
+            if overlays is not None:
+                result = overlays.emit(result)
+            if lines is not None:
+                lines.emit(result)
+            tally.add(result)
+    except KeyboardInterrupt:
+        # A camera has no end: Ctrl-C is how it is stopped, and what was judged still counts.
+        if not source.live:
+            raise
+    finally:
+        source.close()
+        if lines is not None:
+            lines.close()
+    tally.report(args, inspector)
+    if tally.frames and tally.unreadable == tally.frames:
+        raise InputError(f"{args.source}: nothing in it could be read ({tally.first_reason})")
+    return 0
+
+
+def _results(source: Source, inspector: Inspector) -> Iterator[Result]:
+    for frame in source.frames():
+        yield from inspector.inspect(frame)
+    yield from inspector.finish()
+
+
+class _Tally:
+    """Prints verdicts as they come and the sums at the end."""
+
+    _STAGES = ("prepare", "locate", "encode", "score", "decide")
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._verdicts: dict[str, Counter[str]] = {"frame": Counter(), "part": Counter()}
+        self._loop_ms: list[float] = []
+        self._row_ms: list[float] = []
+        self._overlays = 0
+        self._headed = False
+        self.frames = 0
+        self.unreadable = 0
+        self.first_reason: str | None = None
+
+    def add(self, result: Result) -> None:
+        decision = result.decision
+        self._verdicts[result.event][str(decision.verdict)] += 1
+        self._overlays += result.heatmap is not None
+        if decision.closed is None or result.event == "frame":
+            self._count_frame(result)
+        # Of a part seen on several frames only its own verdict is a row; an empty view is none.
+        in_part = result.event == "frame" and decision.part is not None
+        empty = result.event == "frame" and decision.verdict is Verdict.EMPTY
+        if not (self._quiet or in_part or empty):
+            self._print_row(result)
+
+    def _count_frame(self, result: Result) -> None:
+        self.frames += 1
+        if "prepare" not in result.latency_ms:
+            self.unreadable += 1
+            self.first_reason = self.first_reason or result.decision.reason
+        if "encode" in result.latency_ms:
+            self._row_ms.append(sum(result.latency_ms.get(stage, 0.0) for stage in self._STAGES))
+
+    def _print_row(self, result: Result) -> None:
+        if not self._headed:
+            print("  part      frames verdict      score     limit    ms  detail")
+            self._headed = True
+        decision, closed = result.decision, result.decision.closed
+        part = "-" if decision.part is None else str(decision.part)
+        span = str(result.frame.index)
+        if closed is not None and result.event == "part":
+            span = f"{closed.first_frame}-{closed.last_frame}"
+        score = "-" if decision.score_smoothed is None else f"{decision.score_smoothed:.4f}"
+        limit = "-" if result.threshold is None else f"{result.threshold:.4f}"
+        ms = f"{_middle(self._row_ms):.2f}" if self._row_ms else "-"
+        self._loop_ms += self._row_ms
+        self._row_ms = []
+        detail = decision.reason or result.heatmap or ""
+        if result.event == "part" and closed is None and not detail:
+            detail = result.frame.source
+        verdict = str(decision.verdict)
+        print(f"{part:>6} {span:>11} {verdict:8} {score:>9} {limit:>9} {ms:>5}  {detail}")
+
+    def report(self, args: argparse.Namespace, inspector: Inspector) -> None:
+        if self._quiet:
+            return
+        parts = self._verdicts["part"]
+        counted, what = (parts, "parts") if parts else (self._verdicts["frame"], "frames")
+        sums = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counted.items()))
+        print(f"\n{sum(counted.values())} {what}: {sums or 'none'}; {self.frames} frames in all")
+        ordered = sorted(self._loop_ms + self._row_ms)
+        if ordered:
+            worst = ordered[int(len(ordered) * 0.95)]
+            print(
+                f"frame to decision: median {_middle(ordered):.2f} ms, 95 % within {worst:.2f} ms "
+                f"({len(ordered)} frames, {inspector.encoder.runtime_name})"
+            )
+        if args.out:
+            print(f"overlays of NG parts: {args.out} ({self._overlays} written)")
+        if args.json:
+            print(f"every verdict: {args.json}")
+
+
+def _middle(values: list[float]) -> float:
+    # statistics.median and numpy.median each import 20 ms worth of modules.
+    return sorted(values)[len(values) // 2]
