@@ -8,8 +8,7 @@ does no I/O.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,7 +35,7 @@ class Seen:
     pixels_rgb: np.ndarray
     encoding: Encoding
     score: float
-    offset: float = 0.0
+    offset: float
 
 
 def build_encoder(bundle: Bundle, threads: int) -> Encoder:
@@ -193,11 +192,15 @@ class Inspector:
             if not location.in_place:
                 return Finding(None, reason="part: not where the good parts lay"), None
             offset = location.offset
-        seen = self.look(frame, pixels_rgb, latency_ms)
-        return Finding(seen.score), replace(seen, offset=offset)
+        seen = self.look(frame, pixels_rgb, latency_ms, offset)
+        return Finding(seen.score), seen
 
     def look(
-        self, frame: Frame, pixels_rgb: np.ndarray, latency_ms: dict[str, float] | None = None
+        self,
+        frame: Frame,
+        pixels_rgb: np.ndarray,
+        latency_ms: dict[str, float] | None = None,
+        offset: float = 0.0,
     ) -> Seen:
         """Encode and score prepared pixels, whether or not a part is in them."""
         at = time.perf_counter()
@@ -207,7 +210,7 @@ class Inspector:
         if latency_ms is not None:
             latency_ms["encode"] = (between - at) * 1e3
             latency_ms["score"] = (time.perf_counter() - between) * 1e3
-        return Seen(frame, pixels_rgb, encoding, score)
+        return Seen(frame, pixels_rgb, encoding, score, offset)
 
     def _keep_evidence(self, seen: Seen | None) -> None:
         """
@@ -246,12 +249,11 @@ class Inspector:
             map_01 = self.heatmap(seen)
             overlay_bgr = overlay(seen.frame.frame_bgr, map_01)
             latency_ms["heatmap"] = (time.perf_counter() - started) * 1e3
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         return Result(
             event,
             frame,
             decision,
-            now.replace("+00:00", "Z"),
+            time.time(),
             self.threshold,
             self.bundle.sha256,
             latency_ms=latency_ms,

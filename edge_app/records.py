@@ -150,6 +150,8 @@ class Result:
     ----------
     event : str
         ``frame``, or ``part`` where it is the verdict on a whole part.
+    time_s : float
+        When it was judged, seconds since 1970 UTC.
     overlay_bgr : ndarray of uint8 or None
         The frame with the heatmap over it; only where the verdict is NG.
     map_01 : ndarray of float32, shape (height, width) of the frame, or None
@@ -161,7 +163,7 @@ class Result:
     event: str
     frame: Frame
     decision: Decision
-    time_utc: str
+    time_s: float
     threshold: float | None
     bundle_sha256: str
     degraded: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ below the k-th smallest true distance found so far can be neighbours, and only t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,8 +27,14 @@ SCORERS = ("lof", "knn")
 
 # scikit-learn adds the same to the mean reachability, so that duplicates do not divide by zero.
 DENSITY_EPSILON = 1e-10
-# The bounds are computed in float32; a row this close to the limit (relative) is measured anyway.
-BOUND_MARGIN = 1e-3
+# The bounds are float32 sums of terms as large as the query's squared length: a row so close to the
+# limit, relative to these, is measured anyway.
+BOUND_MARGIN = 2e-5
+# Rows measured at first beyond k where nothing is known, and the most before a scan is cheaper.
+SPARE_ROWS = 13
+MOST_ROWS = 64
+# How much farther than the last limit the next frame's neighbours are looked for at first.
+GUESS_FACTOR = 1.1
 
 
 @dataclass(frozen=True)
@@ -106,19 +113,29 @@ class NeighbourScorer:
             raise ValueError(f"k is {k}, wanted 1 to {len(embeddings)}, the number of references")
         if kind == "lof" and (k_distance is None or density is None):
             raise ValueError("the LOF score needs the references' k-distances and densities")
-        self.kind, self.k, self._scaling = kind, k, scaling
+        self.kind, self.k = kind, k
         self._k_distance, self._density = k_distance, density
-        scaled = scaling.apply(embeddings)
+        self._unit_length = scaling.kind == "l2"
         # Distances do not change when the origin moves to the middle of the reference, but float32
         # keeps more of their digits there.
-        self._centre = scaled.mean(axis=0)
-        self._rows = (scaled - self._centre).astype(np.float32)
+        centre = scaling.apply(embeddings).mean(axis=0)
+        self._factor = np.float32(1)
+        self._offset = centre.astype(np.float32)
+        if scaling.kind == "minmax":
+            self._factor = (1 / scaling.span).astype(np.float32)
+            self._offset = (scaling.low / scaling.span + centre).astype(np.float32)
+        # Rows and queries take the same float32 steps, so that equal ones stay equal.
+        self._rows = self._centred(embeddings)
         self._axes = np.ascontiguousarray(axes, dtype=np.float32)
-        self._along = np.ascontiguousarray(self._rows @ self._axes.T)
-        self._along_sq = np.einsum("ij,ij->i", self._along, self._along)
+        along = self._rows @ self._axes.T
         self._total_sq = np.einsum("ij,ij->i", self._rows, self._rows)
-        self._outside = np.sqrt(np.maximum(self._total_sq - self._along_sq, 0.0))
-        for array in (self._rows, self._along, self._along_sq, self._total_sq, self._outside):
+        outside_sq = self._total_sq - np.einsum("ij,ij->i", along, along)
+        # p^2 + (a - b)^2 = |row|^2 + |query|^2 - 2 (row along . query along + a b): with a as one
+        # more coordinate, and the -2 multiplied in, all bounds are one product and one sum.
+        outside = np.sqrt(np.maximum(outside_sq, 0.0))
+        self._bounding = np.ascontiguousarray(-2 * np.column_stack([along, outside]))
+        self._guess = -math.inf
+        for array in (self._rows, self._axes, self._total_sq, self._bounding):
             array.setflags(write=False)
 
     def __len__(self) -> int:
@@ -140,10 +157,10 @@ class NeighbourScorer:
         """
         neighbours, distances = self.neighbours(embedding)
         if self.kind == "knn":
-            return float(distances.mean())
+            return math.fsum(distances) / self.k
         reach = np.maximum(distances, self._k_distance[neighbours])
-        density = 1.0 / (reach.mean() + DENSITY_EPSILON)
-        return float(self._density[neighbours].mean() / density)
+        density = 1.0 / (math.fsum(reach) / self.k + DENSITY_EPSILON)
+        return math.fsum(self._density[neighbours]) / self.k / density
 
     def neighbours(self, embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -156,38 +173,64 @@ class NeighbourScorer:
         distances : ndarray of float64, shape (k,)
             Euclidean, in the scaled space; NaN where the embedding is not finite.
         """
-        query = (self._scaling.apply(embedding) - self._centre).astype(np.float32)
-        if not np.isfinite(query).all():
+        query = self._centred(embedding)
+        query_sq = query @ query
+        if not math.isfinite(query_sq):
             return np.arange(self.k), np.full(self.k, np.nan)
-        along = self._axes @ query
-        along_sq = along @ along
-        outside = np.sqrt(max(query @ query - along_sq, 0.0))
-        bound = self._along @ along
-        bound *= -2.0
-        bound += self._along_sq
-        bound += along_sq
-        gap = self._outside - outside
-        gap *= gap
-        bound += gap
-        # A few spare rows absorb the bound's rounding and make a good first limit.
-        first = min(self.k + 11, len(bound))
-        rows = np.argpartition(bound, first - 1)[:first]
+        coordinates = np.empty(len(self._axes) + 1, np.float32)
+        along = np.dot(self._axes, query, out=coordinates[:-1])
+        coordinates[-1] = math.sqrt(max(query_sq - along @ along, 0.0))
+        bound = self._bounding @ coordinates
+        bound += self._total_sq
+        # The last frame's limit is a good guess at this one's: it says which rows to measure first.
+        # Whatever the guess, what counts is that no row outside has a bound up to the limit found.
+        level = self._guess - query_sq
+        rows = (bound <= level).nonzero()[0]
+        if not self.k <= len(rows) <= MOST_ROWS:
+            rows, level = self._lowest(bound)
         distance_sq = self._measure(rows, query)
-        limit = np.partition(distance_sq, self.k - 1)[self.k - 1]
-        limit += BOUND_MARGIN * (limit + along_sq)
+        limit = float(np.partition(distance_sq, self.k - 1)[self.k - 1])
+        limit += BOUND_MARGIN * (limit + 2 * query_sq)
+        if limit - query_sq >= level:
+            rows, distance_sq = self._widen(limit - query_sq, bound, query, rows, distance_sq)
+        self._guess = GUESS_FACTOR * limit
+        # Among equal distances the first row, whichever way the rows were found.
+        nearest = np.lexsort((rows, distance_sq))[: self.k]
+        return rows[nearest], np.sqrt(distance_sq[nearest])
+
+    def _lowest(self, bound: np.ndarray) -> tuple[np.ndarray, float]:
+        """Rows of the lowest bounds, and the bound below which no row is missing."""
+        count = min(self.k + SPARE_ROWS, len(bound))
+        rows = np.argpartition(bound, count - 1)[:count]
+        level = math.inf if count == len(bound) else float(bound[rows[-1]])
+        return rows, level
+
+    def _widen(
+        self,
+        limit: float,
+        bound: np.ndarray,
+        query: np.ndarray,
+        rows: np.ndarray,
+        distance_sq: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The rows measured already and every other whose bound is at most `limit`."""
         open_rows = bound <= limit
         open_rows[rows] = False
-        more = np.flatnonzero(open_rows)
-        if len(more) > len(bound) // 16:
-            # The bounds do not tell these rows apart; a whole scan by |r|^2 - 2rq reads each once.
-            near = self._total_sq - 2.0 * (self._rows @ query)
-            rows = np.argpartition(near, first - 1)[:first]
-            distance_sq = self._measure(rows, query)
-        elif len(more):
-            rows = np.concatenate([rows, more])
-            distance_sq = np.concatenate([distance_sq, self._measure(more, query)])
-        nearest = np.argsort(distance_sq, kind="stable")[: self.k]
-        return rows[nearest], np.sqrt(distance_sq[nearest])
+        more = open_rows.nonzero()[0]
+        if len(more) > MOST_ROWS:
+            # The bounds do not tell these apart; a whole scan by |r|^2 - 2rq reads each row once.
+            rows, _ = self._lowest(self._total_sq - 2.0 * (self._rows @ query))
+            return rows, self._measure(rows, query)
+        rows = np.concatenate([rows, more])
+        return rows, np.concatenate([distance_sq, self._measure(more, query)])
+
+    def _centred(self, embeddings: np.ndarray) -> np.ndarray:
+        """Scaled and centred embeddings, float32, of the shape of `embeddings`."""
+        if self._unit_length:
+            length = np.linalg.norm(embeddings.astype(np.float64), axis=-1, keepdims=True)
+            embeddings = embeddings / np.where(length > 0, length, 1.0)
+            return (embeddings - self._offset).astype(np.float32)
+        return embeddings * self._factor - self._offset
 
     def _measure(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
         """

@@ -98,6 +98,19 @@ def test_search_is_exact_whatever_the_axes():
             np.testing.assert_allclose(measured, far, rtol=1e-5)
 
 
+def test_the_answer_does_not_depend_on_the_frames_before():
+    rng = np.random.default_rng(8)
+    # Every row twice, so that ties at the k-th neighbour are the rule.
+    reference = np.repeat(rows(rng, 200, 96, 0.3), 2, axis=0)
+    near, far = reference[7] * 1.01, rows(rng, 1, 96)[0] * 30
+    for kind in ("lof", "knn"):
+        ours = scorer(reference, kind, 5)
+        first = ours.score(near)
+        for before in (far, far * 100, reference[0]):
+            ours.score(before)
+            assert ours.score(near) == first
+
+
 def test_higher_is_more_anomalous_and_order_is_kept():
     rng = np.random.default_rng(4)
     reference = rows(rng, 200)

@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
         metavar="SOURCE",
-        help="frames to measure with (default: seeded pictures of 640 x 480)",
+        help="frames to measure with (default: seeded pictures of 320 x 240)",
     )
     parser.add_argument(
         "--frames", type=whole_from_1, default=300, metavar="N", help="loops (default: 300)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def as_line(result: Result) -> dict[str, Any]:
         "event": result.event,
         "frame": result.frame.index,
         "source": result.frame.source,
-        "time": result.time_utc,
+        "time": _iso_8601(result.time_s),
         "part": decision.part,
         "score": decision.score,
         "score_smoothed": decision.score_smoothed,
@@ -42,6 +43,12 @@ def as_line(result: Result) -> dict[str, Any]:
         "part_frames": part_frames,
         "bundle_sha256": result.bundle_sha256,
     }
+
+
+def _iso_8601(time_s: float) -> str:
+    """UTC with milliseconds, such as ``2026-01-31T12:00:00.000Z``."""
+    moment = datetime.fromtimestamp(time_s, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class JsonLines:
