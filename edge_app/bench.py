@@ -111,7 +111,7 @@ def bench(
         stages.pop("read")
         if "score" not in stages:
             raise InputError("none of the frames shows a part, so there is nothing to measure")
-        start_s, peak_rss_mb = _first_verdict(bundle, picture)
+        start_s, peak_rss_mb = _first_verdict(bundle, picture, threads)
         read_ms = _read_ms(picture)
     encoder, loop, score = median(encoder_ms), median(loop_ms), median(stages["score"])
     return {
@@ -241,10 +241,10 @@ sys.exit(code)
 """
 
 
-def _first_verdict(bundle: Bundle, picture: Path) -> tuple[float, float]:
+def _first_verdict(bundle: Bundle, picture: Path, threads: int) -> tuple[float, float]:
     """Seconds from process start to the verdict on one picture, median of 5, and its peak MB."""
     command = [sys.executable, "-c", _MEASURED_MAIN, "inspect", os.fspath(picture)]
-    command += ["--bundle", os.fspath(bundle.path), "--json", "-"]
+    command += ["--bundle", os.fspath(bundle.path), "--json", "-", "--threads", str(threads)]
     # The package may run from a checkout that is not the working folder.
     root = os.fspath(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))

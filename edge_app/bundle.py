@@ -18,11 +18,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +35,7 @@ import numpy as np
 
 from edge_app import __version__
 from edge_app.errors import BundleError, InputError
+from edge_app.scorer import FEATURE_SCALINGS, SCORERS
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -146,35 +149,41 @@ def load_bundle(path: Path | str) -> Bundle:
         Naming the file and the field that is wrong.
     """
     path = Path(path)
-    if not path.exists():
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}") from None
+    if not there:
         raise BundleError(f"{path}: no such bundle")
-    if not path.is_dir():
+    if not folder:
         raise BundleError(f"{path}: is a file, wanted a bundle's folder with {MANIFEST}")
     path = path.resolve()
     manifest = _read_manifest(path / MANIFEST)
     contents = {name: _read_file(path, name, entry) for name, entry in manifest["files"].items()}
     if ENCODER not in contents:
         raise BundleError(f"{path / MANIFEST}: files names no {ENCODER}")
-    reference = None
-    if REFERENCE in contents:
-        reference = _read_reference(path / REFERENCE, contents[REFERENCE], manifest)
     for section, name in (("scorer", REFERENCE), ("threshold", REFERENCE), ("decoder", DECODER)):
         if (manifest[section] is not None) != (name in contents):
             state = "given" if manifest[section] is not None else "null"
             there = "there" if name in contents else "missing"
             raise BundleError(f"{path / MANIFEST}: {section} is {state} but {name} is {there}")
+    if manifest["presence"] is not None and REFERENCE not in contents:
+        raise BundleError(f"{path / MANIFEST}: presence is given but {REFERENCE} is missing")
+    reference = None
+    if REFERENCE in contents:
+        reference = _read_reference(path / REFERENCE, contents[REFERENCE], manifest)
     return Bundle(path, manifest, contents[ENCODER], contents.get(DECODER), reference)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"), parse_float=_as_written)
     except FileNotFoundError:
         raise BundleError(f"{path}: missing, so this folder is no bundle") from None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise BundleError(f"{path}: is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(manifest, dict):
         raise BundleError(f"{path}: holds a {type(manifest).__name__}, wanted a JSON object")
     version = manifest.get("schema_version")
@@ -198,10 +207,139 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path}: manifest_sha256 is {manifest['manifest_sha256'][:12]}…, the content gives "
             f"{actual[:12]}…: the manifest was changed after it was written"
         )
+    _check_values(path, manifest)
     return manifest
 
 
+def _as_written(literal: str) -> float:
+    """
+    A number of the manifest, refused if it is not written as `write_bundle` writes it.
+
+    The hash covers the numbers' values: a change to a digit beyond a float's last would pass it.
+    """
+    value = float(literal)
+    if repr(value) != literal:
+        raise ValueError(f"the number {literal[:40]} was changed after it was written")
+    return value
+
+
+def _check_values(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse values that no bundle of schema 1 holds, however well they are hashed."""
+    given, encoder = manifest["input"], manifest["encoder"]
+    checks = [
+        ("input.size", given["size"], _whole(given["size"], 2, 8), "[height, width] from 8 pixels"),
+        ("input.colour_order", given["colour_order"], given["colour_order"] == "rgb", "'rgb'"),
+        ("input.scale", given["scale"], _finite(given["scale"]), "a finite number"),
+        ("input.offset", given["offset"], _finite(given["offset"]), "a finite number"),
+        (
+            "input.region",
+            given["region"],
+            given["region"] is None or _is_region(given["region"]),
+            "null or [left, top, right, bottom] in order, from 0 to 1",
+        ),
+        (
+            "encoder.embedding_shape",
+            encoder["embedding_shape"],
+            _whole(encoder["embedding_shape"], 1, 1),
+            "[d]",
+        ),
+        (
+            "encoder.patch_shape",
+            encoder["patch_shape"],
+            _whole(encoder["patch_shape"], 3, 1),
+            "[h, w, c]",
+        ),
+        (
+            "alignment.recipe",
+            manifest["alignment"]["recipe"],
+            manifest["alignment"]["recipe"] == "none",
+            "'none', the only one that this edge-app knows",
+        ),
+        ("quality", manifest["quality"], manifest["quality"] is None, "null"),
+    ]
+    scorer, threshold = manifest["scorer"], manifest["threshold"]
+    if scorer is not None:
+        scaling = scorer["feature_scaling"]
+        checks += [
+            ("scorer.kind", scorer["kind"], scorer["kind"] in SCORERS, f"one of {SCORERS}"),
+            (
+                "scorer.feature_scaling",
+                scaling,
+                scaling in FEATURE_SCALINGS,
+                f"one of {FEATURE_SCALINGS}",
+            ),
+        ]
+    if threshold is not None:
+        value = threshold["value"]
+        checks.append(("threshold.value", value, _finite(value), "a finite number"))
+    presence = manifest["presence"]
+    if presence is not None:
+        numbers = [presence["difference"], presence["least_share"]]
+        checks += [
+            ("presence", numbers, _finite(*numbers), "finite numbers"),
+            (
+                "presence.place",
+                presence["place"],
+                len(presence["place"]) == 4 and _finite(*presence["place"]),
+                "[left, top, right, bottom]",
+            ),
+        ]
+    decoder = manifest["decoder"]
+    if decoder is not None:
+        scale, blur = decoder["colour_scale"], decoder["blur_share"]
+        checks += [
+            (
+                "decoder.source",
+                decoder["source"],
+                decoder["source"] in ("patches", "embedding"),
+                "'patches' or 'embedding'",
+            ),
+            ("decoder.blur_share", blur, _finite(blur) and 0 <= blur <= 0.5, "a number to 0.5"),
+            (
+                "decoder.colour_scale",
+                scale,
+                set(scale) == {"low", "high"}
+                and _finite(*scale.values())
+                and scale["low"] < scale["high"],
+                "{low, high}, numbers in this order",
+            ),
+        ]
+    for field, value, right, wanted in checks:
+        if not right:
+            raise BundleError(f"{path}: field {field} is {str(value)[:60]}, wanted {wanted}")
+
+
+def _finite(*values: Any) -> bool:
+    """Whether all are numbers that a float can hold."""
+    try:
+        return all(
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(float(value))
+            for value in values
+        )
+    except OverflowError:
+        return False
+
+
+def _whole(values: list, count: int, least: int) -> bool:
+    """Whether these are `count` whole numbers from `least`, none beyond any picture or network."""
+    return len(values) == count and all(
+        isinstance(n, int) and not isinstance(n, bool) and least <= n <= 100_000 for n in values
+    )
+
+
+def _is_region(values: list) -> bool:
+    if len(values) != 4 or not _finite(*values):
+        return False
+    left, top, right, bottom = values
+    return 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+
+
 def _check_fields(path: Path, prefix: str, section: Mapping, fields: Mapping) -> None:
+    if not isinstance(section, dict):
+        name = prefix.rstrip(".")
+        raise BundleError(f"{path}: field {name} is a {type(section).__name__}, wanted an object")
     for field, types in fields.items():
         if field not in section:
             raise BundleError(f"{path}: field {prefix}{field} is missing")
@@ -241,7 +379,17 @@ def _read_reference(path: Path, content: bytes, manifest: dict) -> dict[str, np.
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+    # numpy, zipfile and zlib each have their own ways to say so.
+    except (
+        ValueError,
+        OSError,
+        KeyError,
+        TypeError,
+        EOFError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise BundleError(f"{path}: is not a plain array archive: {error}") from None
     for array in arrays.values():
         array.setflags(write=False)
@@ -251,26 +399,46 @@ def _read_reference(path: Path, content: bytes, manifest: dict) -> dict[str, np.
         got = "missing" if embeddings is None else f"of shape {embeddings.shape}"
         raise BundleError(f"{path}: array embeddings is {got}, wanted (n, {dim})")
     count = len(embeddings)
-    wanted: dict[str, tuple[int, ...]] = {"image_ids": (count,), "scores": (count,)}
-    scorer = manifest["scorer"] or {}
-    if scorer.get("kind") == "lof":
+    scorer = manifest["scorer"]
+    wanted: dict[str, tuple[int | None, ...]] = {
+        "embeddings": (count, dim),
+        "image_ids": (count,),
+        "scores": (count,),
+        "axes": (None, dim),
+    }
+    if scorer["kind"] == "lof":
         wanted |= {"k_distance": (count,), "density": (count,)}
-    if scorer.get("feature_scaling") == "minmax":
+    if scorer["feature_scaling"] == "minmax":
         wanted |= {"scaling_low": (dim,), "scaling_span": (dim,)}
+    if manifest["presence"] is not None:
+        wanted |= {"empty_view": (None, None)}
     for name, shape in wanted.items():
-        if name not in arrays or arrays[name].shape != shape:
-            got = f"of shape {arrays[name].shape}" if name in arrays else "missing"
-            raise BundleError(f"{path}: array {name} is {got}, wanted {shape}")
-    axes = arrays.get("axes")
-    if axes is None or axes.ndim != 2 or axes.shape[1] != dim:
-        raise BundleError(f"{path}: array axes is missing or misshapen, wanted (m, {dim})")
-    if scorer and not 1 <= scorer["k"] <= count:
+        _check_array(path, name, arrays.get(name), shape)
+    if not 1 <= scorer["k"] <= count:
         raise BundleError(
             f"{path.parent / MANIFEST}: scorer.k is {scorer['k']}, wanted 1 to {count}"
         )
-    if manifest["presence"] is not None and "empty_view" not in arrays:
-        raise BundleError(f"{path}: array empty_view is missing, presence needs it")
     return arrays
+
+
+def _check_array(
+    path: Path, name: str, array: np.ndarray | None, shape: tuple[int | None, ...]
+) -> None:
+    """Refuse an array that is missing, of another shape or kind, or holds what it must not."""
+    if array is None:
+        raise BundleError(f"{path}: array {name} is missing")
+    fits = array.ndim == len(shape) and all(
+        wanted is None or got == wanted for got, wanted in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        raise BundleError(f"{path}: array {name} is of shape {array.shape}, wanted {shape}")
+    kind = "U" if name == "image_ids" else "f"
+    if array.dtype.kind != kind:
+        raise BundleError(f"{path}: array {name} is of {array.dtype}, wanted {kind}-kind numbers")
+    if kind == "f" and not np.isfinite(array).all():
+        raise BundleError(f"{path}: array {name} holds what is not a finite number")
+    if name in ("density", "scaling_span") and not (array > 0).all():
+        raise BundleError(f"{path}: array {name} holds numbers that are not above 0")
 
 
 def write_bundle(

@@ -8,6 +8,7 @@ cannot serve; 78 configuration or bundle.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A closed pipe (| head) ends the program quietly, like any other command.
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    # OpenCV's and FFmpeg's own lines would stand beside the one sentence that says it better.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(arguments).parse_args(arguments)
     try:
@@ -39,12 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         import cv2  # late, so that --help is instant
 
         cv2.setNumThreads(threads)
-        return args.execute(args, config, threads)
+        code = args.execute(args, config, threads)
+        sys.stdout.flush()
+        return code
     except EdgeAppError as error:
         if os.environ.get("DEBUG"):
             raise
         print(f"edge-app: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        # What is left here is the terminal or pipe itself: a full device behind standard output.
+        if os.environ.get("DEBUG"):
+            raise
+        with contextlib.suppress(OSError):
+            print(f"edge-app: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        # Or the interpreter would try once more at exit, and complain.
+        sys.stdout = None
+        return 2
     except KeyboardInterrupt:
         print("edge-app: stopped by the keyboard", file=sys.stderr)
         return 130

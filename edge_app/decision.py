@@ -15,6 +15,9 @@ from dataclasses import dataclass, replace
 
 from edge_app.records import Decision, Finding, PartVerdict, Verdict
 
+# A part that rests in front of a camera for hours is judged by its last frames.
+MOST_SCORES = 1000
+
 MODES = ("single", "continuous", "part")
 
 
@@ -37,7 +40,7 @@ class Rules:
     least_usable_frames : int
         Fewer usable frames make a part UNKNOWN.
     empty_frames : int
-        So many EMPTY frames in a row end a part.
+        So many EMPTY or unreadable frames in a row end a part.
     """
 
     mode: str
@@ -51,7 +54,12 @@ class Rules:
 
 @dataclass(frozen=True)
 class OpenPart:
-    """The part in view so far: (score, frame) of each usable frame, the others counted."""
+    """
+    The part in view so far.
+
+    `scores` holds (score, frame) of the last `MOST_SCORES` usable frames; `gap` counts the EMPTY
+    and the unreadable frames since the part was last seen, `blind` the unreadable among them.
+    """
 
     part: int
     first_frame: int
@@ -59,7 +67,8 @@ class OpenPart:
     scores: tuple[tuple[float, int], ...] = ()
     unknown: int = 0
     last_reason: str | None = None
-    empty_run: int = 0
+    gap: int = 0
+    blind: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,8 @@ def _continuous(finding: Finding, state: State, rules: Rules) -> tuple[Decision,
         # The next part must not be judged by the scores of the last one.
         return decision, replace(state, recent=(), alarmed=False)
     if finding.score is None:
-        return decision, state
+        # What was seen before a blackout says nothing of what is there after it.
+        return decision, replace(state, recent=())
     # Started from real scores: an average that starts at zero passes its first frames unseen.
     recent = (*state.recent, finding.score)[-rules.smoothing_frames :]
     smoothed = sum(recent) / len(recent)
@@ -141,24 +151,25 @@ def _continuous(finding: Finding, state: State, rules: Rules) -> tuple[Decision,
 
 def _part(finding: Finding, index: int, state: State, rules: Rules) -> tuple[Decision, State]:
     decision, part = _single(finding, rules), state.open_part
-    if decision.verdict is Verdict.EMPTY:
+    # An unreadable frame may hide anything: it opens no part, and parts do not join over it.
+    blind = finding.score is None and not finding.in_part and not finding.empty
+    if finding.empty or blind:
         if part is None:
             return decision, state
-        part = replace(part, empty_run=part.empty_run + 1)
-        if part.empty_run < rules.empty_frames:
+        part = replace(part, gap=part.gap + 1, blind=part.blind + blind)
+        if blind:
+            part = replace(part, unknown=part.unknown + 1, last_reason=finding.reason)
+        if part.gap < rules.empty_frames:
             return decision, replace(state, open_part=part)
         return replace(decision, closed=_close(part, rules)), replace(state, open_part=None)
     if part is None:
-        if finding.score is None and not finding.in_part:
-            # Nothing is known to be in view: a frame that could not be read opens no part.
-            return decision, state
         part = OpenPart(state.next_part, index, index)
         state = replace(state, next_part=state.next_part + 1)
-    part = replace(part, last_frame=index, empty_run=0)
+    part = replace(part, last_frame=index, gap=0, blind=0)
     if decision.verdict is Verdict.UNKNOWN:
         part = replace(part, unknown=part.unknown + 1, last_reason=decision.reason)
     else:
-        part = replace(part, scores=(*part.scores, (finding.score, index)))
+        part = replace(part, scores=(*part.scores, (finding.score, index))[-MOST_SCORES:])
     return replace(decision, part=part.part), replace(state, open_part=part)
 
 
@@ -167,7 +178,7 @@ def _close(part: OpenPart, rules: Rules) -> PartVerdict:
     usable = len(worst_first)
     ng = sum(score > rules.threshold for score, _ in worst_first)
     # The part is NG where so many of its frames are: where the last of these is.
-    deciding = max(math.ceil(rules.ng_share * usable), 1) - 1
+    deciding = max(math.ceil(rules.ng_share * usable - 1e-9), 1) - 1
     score, frame = worst_first[deciding] if usable else (None, part.first_frame)
     reason = None
     if usable < rules.least_usable_frames:
@@ -175,8 +186,13 @@ def _close(part: OpenPart, rules: Rules) -> PartVerdict:
         reason = f"frames: {usable} usable, wanted {rules.least_usable_frames}"
         if part.last_reason:
             reason += f" (last: {part.last_reason})"
+    elif score > rules.threshold:
+        verdict = Verdict.NG
+    elif part.blind:
+        # Nobody saw it leave: what was wrong with it may have come into view meanwhile.
+        verdict, score, reason = Verdict.UNKNOWN, None, f"view: lost ({part.last_reason})"
     else:
-        verdict = Verdict.NG if score > rules.threshold else Verdict.OK
+        verdict = Verdict.OK
     return PartVerdict(
         part.part,
         verdict,

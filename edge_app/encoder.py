@@ -104,7 +104,7 @@ def quantise(values: np.ndarray, detail: dict) -> np.ndarray:
 def read_float(interpreter, detail: dict) -> np.ndarray:
     """An output tensor without its batch axis, as float32 whatever its dtype in the network."""
     values = interpreter.get_tensor(detail["index"])[0]
-    if values.dtype == np.float32:
-        return values
+    if np.issubdtype(values.dtype, np.floating):
+        return values.astype(np.float32, copy=False)
     step, zero = detail["quantization"]
     return (values.astype(np.float32) - np.float32(zero)) * np.float32(step)

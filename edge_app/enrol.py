@@ -11,14 +11,15 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge_app.encoder import Encoder
 from edge_app.errors import InputError
-from edge_app.preprocess import Preprocessing, prepare
-from edge_app.presence import EmptyView, learn_empty_view, locate
+from edge_app.preprocess import Preprocessing, prepare, unusable
+from edge_app.presence import EmptyView, learn_empty_view, locate, widen
 from edge_app.records import Frame
 from edge_app.scorer import DENSITY_EPSILON, FeatureScaling, build_scorer, principal_axes
 
@@ -28,6 +29,8 @@ SCORER_AXES = 96
 # Up to so many images each is held out alone; beyond, in this many groups.
 LEAVE_ONE_OUT_UP_TO = 20
 FOLDS = 10
+# Each image is scored against at least two others.
+LEAST_IMAGES = 3
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,15 @@ class Threshold:
         )
 
 
+def refuse_too_few(count: int, settings: ScorerSettings) -> None:
+    """Raise `InputError` if so many good images are too few to fit the scorer."""
+    if count < settings.k + 1:
+        raise InputError(
+            f"{count} good images are too few for {settings.k} neighbours, "
+            f"wanted at least {settings.k + 1}"
+        )
+
+
 def fit_scorer(embeddings: np.ndarray, settings: ScorerSettings) -> dict[str, np.ndarray]:
     """
     Fit what a `NeighbourScorer` needs.
@@ -94,11 +106,7 @@ def fit_scorer(embeddings: np.ndarray, settings: ScorerSettings) -> dict[str, np
     InputError
         If there are fewer than k + 1 embeddings.
     """
-    if len(embeddings) < settings.k + 1:
-        raise InputError(
-            f"{len(embeddings)} good images are too few for {settings.k} neighbours, "
-            f"wanted at least {settings.k + 1}"
-        )
+    refuse_too_few(len(embeddings), settings)
     scaling = FeatureScaling.learn(settings.feature_scaling, embeddings)
     scaled = scaling.apply(embeddings)
     arrays = {"axes": principal_axes(scaled, SCORER_AXES)}
@@ -208,6 +216,11 @@ def learn_reference(
     InputError
         If there are too few images for the scorer.
     """
+    if len(learnt.embeddings) < LEAST_IMAGES:
+        raise InputError(
+            f"{len(learnt.embeddings)} good images are too few to hold any of them out, "
+            f"wanted at least {LEAST_IMAGES}"
+        )
     fitted = fit_scorer(learnt.embeddings, settings)
     scores = held_out_scores(learnt.embeddings, settings)
     reference = {
@@ -216,9 +229,12 @@ def learn_reference(
         "scores": scores,
         **fitted,
     }
+    threshold = calibrate(scores, wanted_rate)
+    if not math.isfinite(threshold.value):
+        raise InputError("the good images' scores are not finite, so no threshold can be set")
     sections: dict[str, Any] = {
         "scorer": asdict(settings),
-        "threshold": asdict(calibrate(scores, wanted_rate)),
+        "threshold": asdict(threshold),
         "presence": None,
     }
     if empty_view is not None:
@@ -259,6 +275,7 @@ def enrol(
     recipe: Preprocessing,
     empty_frames: Sequence[Frame] = (),
     empty_view: EmptyView | None = None,
+    known_embeddings: Iterable[np.ndarray] = (),
     progress: Callable[[int], None] = lambda count: None,
 ) -> Enrolment:
     """
@@ -267,14 +284,16 @@ def enrol(
     Parameters
     ----------
     frames : iterable of Frame
-        Good parts; frames without pixels are skipped, and, once an empty view is known, empty ones
-        and those where the part is cut by the edge.
+        Good parts; skipped are frames that cannot be judged either, pictures that were learnt
+        already, and, once an empty view is known, empty ones and those with a part cut by the edge.
     encoder : Encoder
     recipe : Preprocessing
     empty_frames : sequence of Frame
         The station without a part; teaches a new empty view.
     empty_view : EmptyView, optional
-        An empty view known already.
+        An empty view known already; its place is widened to where the new parts lie.
+    known_embeddings : iterable of ndarray of float32, shape (d,)
+        Learnt already; their pictures are not learnt again.
     progress : callable
         Called with the number of frames seen so far.
 
@@ -285,44 +304,64 @@ def enrol(
     """
     embeddings: list[np.ndarray] = []
     image_ids: list[str] = []
-    kept: list[np.ndarray] = []
+    whole_rgb: list[np.ndarray] = []
+    centres: list[tuple[float, float]] = []
     skipped: list[str] = []
     encode_s = 0.0
-    if empty_frames:
-        empty_view = None
-        empty_rgb = [prepare(f.frame_bgr, recipe) for f in empty_frames if f.frame_bgr is not None]
-        if not empty_rgb:
-            raise InputError("none of the pictures of the empty station can be read")
+    # A picture learnt twice would say that nothing is as normal as it: its neighbours at distance
+    # zero make every density, and the threshold with them, meaningless.
+    known = {row.tobytes() for row in known_embeddings}
+    empty_rgb = [
+        prepare(frame.frame_bgr, recipe)
+        for frame in empty_frames
+        if frame.frame_bgr is not None and unusable(frame.frame_bgr, recipe) is None
+    ]
+    if empty_frames and not empty_rgb:
+        raise InputError("none of the pictures of the empty station can be used")
+    if empty_rgb:
         # A first view from the empty pictures alone tells which frames hold a whole part.
-        first_view = learn_empty_view(empty_rgb, [])
-    else:
-        first_view = empty_view
+        empty_view = learn_empty_view(empty_rgb, [])
     for seen, frame in enumerate(frames, 1):
         progress(seen)
-        if frame.frame_bgr is None:
-            skipped.append(frame.problem or f"{frame.source}: no picture")
+        name = f"{Path(frame.source).name}#{frame.index}"
+        problem = _unlearnable(frame, recipe)
+        if problem is not None:
+            skipped.append(f"{name}: {problem}")
             continue
         pixels_rgb = prepare(frame.frame_bgr, recipe)
-        if first_view is not None:
-            location = locate(pixels_rgb, first_view)
-            if not location.present or location.cut:
-                what = "the part is cut by the edge" if location.present else "no part in view"
-                skipped.append(f"{frame.source} frame {frame.index}: {what}")
-                continue
-        started = time.perf_counter()
-        encoding = encoder.encode(pixels_rgb)
-        encode_s += time.perf_counter() - started
-        if not np.isfinite(encoding.embedding).all():
-            skipped.append(f"{frame.source} frame {frame.index}: the embedding is not finite")
+        location = None if empty_view is None else locate(pixels_rgb, empty_view)
+        if location is not None and (location.cut or not location.present):
+            what = "the part is cut by the edge" if location.present else "no part in view"
+            skipped.append(f"{name}: {what}")
             continue
-        embeddings.append(encoding.embedding)
-        image_ids.append(f"{frame.source}#{frame.index}")
-        if empty_frames:
-            kept.append(pixels_rgb)
+        started = time.perf_counter()
+        embedding = encoder.encode(pixels_rgb).embedding
+        encode_s += time.perf_counter() - started
+        if not np.isfinite(embedding).all():
+            skipped.append(f"{name}: the embedding is not finite")
+            continue
+        if embedding.tobytes() in known:
+            skipped.append(f"{name}: the same picture has been learnt already")
+            continue
+        known.add(embedding.tobytes())
+        embeddings.append(embedding)
+        image_ids.append(name)
+        if empty_rgb:
+            whole_rgb.append(pixels_rgb)
+        if location is not None:
+            centres.append(location.centre)
     if not embeddings:
         first = f" (first: {skipped[0]})" if skipped else ""
         raise InputError(f"no good frame to learn from among {len(skipped)} offered{first}")
-    if empty_frames:
-        empty_view = learn_empty_view(empty_rgb, kept)
+    if empty_rgb:
+        empty_view = learn_empty_view(empty_rgb, whole_rgb)
+    elif empty_view is not None:
+        empty_view = widen(empty_view, centres)
     learnt = Learnt(np.stack(embeddings), np.array(image_ids))
     return Enrolment(learnt, empty_view, skipped, encode_s)
+
+
+def _unlearnable(frame: Frame, recipe: Preprocessing) -> str | None:
+    if frame.frame_bgr is None:
+        return frame.problem or "no picture"
+    return unusable(frame.frame_bgr, recipe)

@@ -78,10 +78,11 @@ class Decoder:
         self.source = source
         self.calls = 0
         self._interpreter = open_interpreter(model, threads)
-        (self._input,) = self._interpreter.get_input_details()
-        (self._output,) = self._interpreter.get_output_details()
-        got_in = tuple(int(n) for n in self._input["shape"])
-        got_out = tuple(int(n) for n in self._output["shape"])
+        inputs = self._interpreter.get_input_details()
+        outputs = self._interpreter.get_output_details()
+        self._input, self._output = inputs[0], outputs[0]
+        got_in = tuple(int(n) for n in self._input["shape"]) if len(inputs) == 1 else None
+        got_out = tuple(int(n) for n in self._output["shape"]) if len(outputs) == 1 else None
         wanted_in, wanted_out = (1, *encoding_shape), (1, *size, 3)
         if got_in != wanted_in or got_out != wanted_out:
             raise BundleError(

@@ -18,13 +18,10 @@ from edge_app.decision import Rules, State, decide, finish
 from edge_app.encoder import Encoder
 from edge_app.errors import BundleError
 from edge_app.heatmap import ColourScale, Decoder, difference_map, on_frame, overlay
-from edge_app.preprocess import Preprocessing, prepare
+from edge_app.preprocess import Preprocessing, prepare, unusable
 from edge_app.presence import empty_view_of, locate
 from edge_app.records import Decision, Encoding, Finding, Frame, PartVerdict, Result, Verdict
 from edge_app.scorer import build_scorer
-
-# A picture smaller than this shows no part to judge.
-LEAST_SIDE = 8
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,6 @@ def build_encoder(bundle: Bundle, threads: int) -> Encoder:
         If the network's shapes are not the manifest's.
     """
     recipe = bundle.manifest["input"]
-    if recipe["colour_order"] != "rgb":
-        raise BundleError(
-            f"{bundle.path}: manifest.json: input.colour_order is {recipe['colour_order']!r}, "
-            "wanted 'rgb'"
-        )
     encoder = Encoder(bundle.encoder, recipe["scale"], recipe["offset"], threads)
     section = bundle.manifest["encoder"]
     for field, wanted, got in (
@@ -74,11 +66,6 @@ def build_decoder(bundle: Bundle, encoder: Encoder, threads: int) -> Decoder | N
         return None
     source = bundle.manifest["decoder"]["source"]
     shapes = {"patches": encoder.patch_shape, "embedding": (encoder.embedding_dim,)}
-    if source not in shapes:
-        raise BundleError(
-            f"{bundle.path}: manifest.json: decoder.source is {source!r}, "
-            "wanted 'patches' or 'embedding'"
-        )
     return Decoder(bundle.decoder, source, shapes[source], encoder.size, threads)
 
 
@@ -172,9 +159,8 @@ class Inspector:
         if frame.frame_bgr is None:
             reason = frame.problem or "frame: the source delivered none"
             return Finding(None, reason=reason, in_part=False), None
-        height, width = frame.frame_bgr.shape[:2]
-        if min(height, width) < LEAST_SIDE:
-            reason = f"picture: {width} x {height} pixels, wanted at least {LEAST_SIDE} a side"
+        reason = unusable(frame.frame_bgr, self.recipe)
+        if reason is not None:
             return Finding(None, reason=reason, in_part=False), None
         clock = time.perf_counter
         at = clock()

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+# A smaller picture shows no part.
+LEAST_SIDE = 8
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -44,6 +47,15 @@ def region_box(
     x0 = min(int(round(left * width)), width - 1)
     y0 = min(int(round(top * height)), height - 1)
     return x0, y0, max(int(round(right * width)), x0 + 1), max(int(round(bottom * height)), y0 + 1)
+
+
+def unusable(frame_bgr: np.ndarray, recipe: Preprocessing) -> str | None:
+    """Why a frame shows no part to judge or learn, as ``kind: detail``; None where it may."""
+    x0, y0, x1, y1 = region_box(recipe.region, frame_bgr.shape)
+    if min(x1 - x0, y1 - y0) >= LEAST_SIDE:
+        return None
+    what = "picture" if recipe.region is None else "region of interest"
+    return f"picture: {what} of {x1 - x0} x {y1 - y0} pixels, wanted at least {LEAST_SIDE} a side"
 
 
 def prepare(frame_bgr: np.ndarray, recipe: Preprocessing) -> np.ndarray:

@@ -10,13 +10,13 @@ picture of the empty view nothing is EMPTY.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from edge_app.bundle import Bundle
-from edge_app.errors import InputError
+from edge_app.errors import BundleError, InputError
 
 SIDE = 48
 # A pixel belongs to the part when it differs by this many grey levels and this many times the
@@ -63,6 +63,8 @@ class Location:
         Whether the part reaches over the edge of the view.
     in_place : bool
         Whether its centre is where the good parts' centres were.
+    centre : tuple of float
+        (x, y) of its centre, shares of the view.
     offset : float
         Distance of its centre from the middle of where theirs were, share of the view.
     share : float
@@ -72,6 +74,7 @@ class Location:
     present: bool
     cut: bool
     in_place: bool
+    centre: tuple[float, float]
     offset: float
     share: float
 
@@ -88,14 +91,14 @@ def locate(pixels_rgb: np.ndarray, empty: EmptyView) -> Location:
     mask = _part_mask(_reduce(pixels_rgb), empty.picture, empty.difference)
     share = float(mask.mean())
     if share < empty.least_share:
-        return Location(False, False, False, 0.0, share)
+        return Location(False, False, False, (0.5, 0.5), 0.0, share)
     edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
     cut = max(float(edge.mean()) for edge in edges) >= CUT_SHARE
     x, y = _centre(mask)
     left, top, right, bottom = empty.place
     in_place = left <= x <= right and top <= y <= bottom
     offset = math.hypot(x - (left + right) / 2, y - (top + bottom) / 2)
-    return Location(True, cut, in_place, offset, share)
+    return Location(True, cut, in_place, (x, y), offset, share)
 
 
 def learn_empty_view(empty_rgb: list[np.ndarray], good_rgb: list[np.ndarray]) -> EmptyView:
@@ -130,15 +133,26 @@ def learn_empty_view(empty_rgb: list[np.ndarray], good_rgb: list[np.ndarray]) ->
             f"{empty_share:.1%} of an empty picture and at least {good_share:.1%} of a good one "
             "differ from the empty view, wanted at least twice as much and 1 % more"
         )
-    x, y = np.array([_centre(mask) for mask in masks]).T
-    place = (x.min(), y.min(), x.max(), y.max())
-    margins = (-PLACE_MARGIN, -PLACE_MARGIN, PLACE_MARGIN, PLACE_MARGIN)
     return EmptyView(
         view,
         difference,
         (empty_share + good_share) / 2,
-        tuple(float(side + margin) for side, margin in zip(place, margins, strict=True)),
+        _around([_centre(mask) for mask in masks]),
     )
+
+
+def widen(empty: EmptyView, centres: list[tuple[float, float]]) -> EmptyView:
+    """An empty view that also knows good parts with these centres (x, y) to be in their place."""
+    left, top, right, bottom = _around(centres)
+    known = empty.place
+    place = (min(known[0], left), min(known[1], top), max(known[2], right), max(known[3], bottom))
+    return replace(empty, place=place)
+
+
+def _around(centres: list[tuple[float, float]]) -> tuple[float, float, float, float]:
+    xs, ys = zip(*centres, strict=True)
+    margin = PLACE_MARGIN
+    return min(xs) - margin, min(ys) - margin, max(xs) + margin, max(ys) + margin
 
 
 def empty_view_of(bundle: Bundle) -> EmptyView | None:
@@ -146,6 +160,12 @@ def empty_view_of(bundle: Bundle) -> EmptyView | None:
     presence = bundle.manifest["presence"]
     if presence is None:
         return None
+    shape = bundle.reference["empty_view"].shape
+    if shape != (SIDE, SIDE):
+        raise BundleError(
+            f"{bundle.path / 'reference.npz'}: array empty_view is of shape {shape}, "
+            f"wanted {(SIDE, SIDE)}"
+        )
     return EmptyView(
         bundle.reference["empty_view"],
         presence["difference"],

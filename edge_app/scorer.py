@@ -27,9 +27,8 @@ SCORERS = ("lof", "knn")
 
 # scikit-learn adds the same to the mean reachability, so that duplicates do not divide by zero.
 DENSITY_EPSILON = 1e-10
-# The bounds are float32 sums of terms as large as the query's squared length: a row so close to the
-# limit, relative to these, is measured anyway.
-BOUND_MARGIN = 2e-5
+# Relative error that float32 sums of this length may carry; a row so close to a limit is measured.
+BOUND_MARGIN = 1e-5
 # Rows measured at first beyond k where nothing is known, and the most before a scan is cheaper.
 SPARE_ROWS = 13
 MOST_ROWS = 64
@@ -117,23 +116,25 @@ class NeighbourScorer:
         self._k_distance, self._density = k_distance, density
         self._unit_length = scaling.kind == "l2"
         # Distances do not change when the origin moves to the middle of the reference, but float32
-        # keeps more of their digits there.
-        centre = scaling.apply(embeddings).mean(axis=0)
-        self._factor = np.float32(1)
-        self._offset = centre.astype(np.float32)
+        # keeps more of their digits there. The lowest value goes first: it is subtracted exactly.
+        self._low, self._factor = np.float32(0), np.float32(1)
         if scaling.kind == "minmax":
+            self._low = scaling.low.astype(np.float32)
             self._factor = (1 / scaling.span).astype(np.float32)
-            self._offset = (scaling.low / scaling.span + centre).astype(np.float32)
+        self._centre = scaling.apply(embeddings).mean(axis=0).astype(np.float32)
         # Rows and queries take the same float32 steps, so that equal ones stay equal.
         self._rows = self._centred(embeddings)
         self._axes = np.ascontiguousarray(axes, dtype=np.float32)
-        along = self._rows @ self._axes.T
-        self._total_sq = np.einsum("ij,ij->i", self._rows, self._rows)
-        outside_sq = self._total_sq - np.einsum("ij,ij->i", along, along)
+        rows = self._rows.astype(np.float64)
+        along = rows @ self._axes.T
+        total_sq = np.einsum("ij,ij->i", rows, rows)
+        outside_sq = total_sq - np.einsum("ij,ij->i", along, along)
+        self._total_sq = total_sq.astype(np.float32)
         # p^2 + (a - b)^2 = |row|^2 + |query|^2 - 2 (row along . query along + a b): with a as one
         # more coordinate, and the -2 multiplied in, all bounds are one product and one sum.
         outside = np.sqrt(np.maximum(outside_sq, 0.0))
-        self._bounding = np.ascontiguousarray(-2 * np.column_stack([along, outside]))
+        bounding = -2 * np.column_stack([along, outside])
+        self._bounding = np.ascontiguousarray(bounding, dtype=np.float32)
         self._guess = -math.inf
         for array in (self._rows, self._axes, self._total_sq, self._bounding):
             array.setflags(write=False)
@@ -179,7 +180,8 @@ class NeighbourScorer:
             return np.arange(self.k), np.full(self.k, np.nan)
         coordinates = np.empty(len(self._axes) + 1, np.float32)
         along = np.dot(self._axes, query, out=coordinates[:-1])
-        coordinates[-1] = math.sqrt(max(query_sq - along @ along, 0.0))
+        outside = math.sqrt(max(query_sq - along @ along, 0.0))
+        coordinates[-1] = outside
         bound = self._bounding @ coordinates
         bound += self._total_sq
         # The last frame's limit is a good guess at this one's: it says which rows to measure first.
@@ -190,7 +192,10 @@ class NeighbourScorer:
             rows, level = self._lowest(bound)
         distance_sq = self._measure(rows, query)
         limit = float(np.partition(distance_sq, self.k - 1)[self.k - 1])
-        limit += BOUND_MARGIN * (limit + 2 * query_sq)
+        # The length outside is a small difference of large numbers. How far it may be off, and with
+        # it the bound of a row within the limit, whose own is at most that much longer.
+        off = BOUND_MARGIN * query_sq / max(outside, math.sqrt(BOUND_MARGIN * query_sq), 1e-30)
+        limit += BOUND_MARGIN * (limit + 2 * query_sq) + 2 * off * (outside + math.sqrt(limit))
         if limit - query_sq >= level:
             rows, distance_sq = self._widen(limit - query_sq, bound, query, rows, distance_sq)
         self._guess = GUESS_FACTOR * limit
@@ -218,8 +223,12 @@ class NeighbourScorer:
         open_rows[rows] = False
         more = open_rows.nonzero()[0]
         if len(more) > MOST_ROWS:
-            # The bounds do not tell these apart; a whole scan by |r|^2 - 2rq reads each row once.
-            rows, _ = self._lowest(self._total_sq - 2.0 * (self._rows @ query))
+            # The bounds do not tell these apart; a scan by |r|^2 - 2rq reads each row once, and
+            # leaves those that its rounding cannot tell apart to be measured.
+            near = self._total_sq - 2.0 * (self._rows @ query)
+            least = np.partition(near, self.k - 1)[self.k - 1]
+            rounding = BOUND_MARGIN * (abs(least) + 3 * (query @ query))
+            rows = (near <= least + rounding).nonzero()[0]
             return rows, self._measure(rows, query)
         rows = np.concatenate([rows, more])
         return rows, np.concatenate([distance_sq, self._measure(more, query)])
@@ -229,8 +238,8 @@ class NeighbourScorer:
         if self._unit_length:
             length = np.linalg.norm(embeddings.astype(np.float64), axis=-1, keepdims=True)
             embeddings = embeddings / np.where(length > 0, length, 1.0)
-            return (embeddings - self._offset).astype(np.float32)
-        return embeddings * self._factor - self._offset
+            return (embeddings - self._centre).astype(np.float32)
+        return (embeddings - self._low) * self._factor - self._centre
 
     def _measure(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
         """

@@ -122,6 +122,57 @@ def test_a_changed_threshold_is_noticed(copy):
         load_bundle(copy)
 
 
+def test_a_digit_that_changes_no_value_is_noticed(copy):
+    text = (copy / MANIFEST).read_text()
+    value = repr(load_bundle(copy).manifest["threshold"]["value"])
+    assert text.count(value) == 1 and float(value + "0") == float(value)
+    (copy / MANIFEST).write_text(text.replace(value, value + "0"))
+    with pytest.raises(BundleError, match="was changed after it was written"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "says"),
+    [
+        ("input", "size", ["a", 1], r"field input\.size"),
+        ("input", "region", [0.5, 0, 0.2, 1], r"field input\.region"),
+        ("input", "scale", 10**400, r"field input\.scale"),
+        ("encoder", "embedding_shape", [], r"field encoder\.embedding_shape"),
+        ("alignment", "recipe", "pose", r"field alignment\.recipe"),
+        ("presence", "place", [1], r"field presence\.place"),
+        ("scorer", "kind", "svm", r"field scorer\.kind"),
+        ("scorer", "feature_scaling", "log", r"field scorer\.feature_scaling"),
+        ("scorer", "k", 10**6, r"scorer\.k is 1000000"),
+        ("decoder", "colour_scale", {"low": 2, "high": 1}, r"field decoder\.colour_scale"),
+        ("decoder", "blur_share", 1e9, r"field decoder\.blur_share"),
+        ("files", "encoder.tflite", 5, r"field files\.encoder\.tflite is a int"),
+    ],
+)
+def test_well_hashed_nonsense_is_refused_by_field(copy, section, field, value, says):
+    manifest = json.loads((copy / MANIFEST).read_text())
+    rewrite(copy, **{section: {**manifest[section], field: value}})
+    with pytest.raises(BundleError, match=says):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("density", lambda a: -a, "not above 0"),
+        ("scores", lambda a: a * np.nan, "not a finite number"),
+        ("embeddings", lambda a: a.astype(str), "embeddings is of"),
+        ("axes", lambda a: a[:, 1:], "axes is of shape"),
+        ("image_ids", lambda a: np.zeros(len(a)), "image_ids is of float64"),
+    ],
+)
+def test_arrays_that_cannot_be_are_refused(nut_bundle, tmp_path, name, change, says):
+    arrays = {**nut_bundle.reference, name: change(nut_bundle.reference[name])}
+    with pytest.raises(BundleError, match=says):
+        write_bundle(
+            tmp_path / "b", sections(nut_bundle), nut_bundle.encoder, nut_bundle.decoder, arrays
+        )
+
+
 def test_files_outside_the_bundle_are_not_followed(copy):
     manifest = json.loads((copy / MANIFEST).read_text())
     files = {**manifest["files"], "../secret": manifest["files"]["encoder.tflite"]}

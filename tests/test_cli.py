@@ -242,6 +242,58 @@ def test_enroll_add_extends_and_keeps_the_rest(tmp_path, good_folder, nut_path, 
     assert after.decoder == before.decoder and after.manifest["presence"] is not None
 
 
+def test_what_would_poison_the_reference_is_not_learnt(tmp_path, good_folder, capsys):
+    clean, mixed = tmp_path / "clean", tmp_path / "mixed"
+    assert main(["enroll", str(good_folder), "--out", str(clean)]) == 0
+    capsys.readouterr()
+    first = sorted(good_folder.iterdir())[0]
+    for index in range(8):
+        shutil.copy(first, good_folder / f"copy{index}.png")
+    cv2.imwrite(str(good_folder / "tiny.png"), np.zeros((1, 1, 3), np.uint8))
+    assert main(["enroll", str(good_folder), "--out", str(mixed)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("has been learnt already") == 8 and "1 x 1 pixels" in said
+    assert load_bundle(mixed).manifest["threshold"] == load_bundle(clean).manifest["threshold"]
+
+
+def test_two_images_are_too_few_whatever_k(tmp_path, good_folder, capsys):
+    for path in sorted(good_folder.iterdir())[2:]:
+        path.unlink()
+    argv = ["enroll", good_folder, "--out", tmp_path / "b", "--neighbours", 1]
+    code, sentence = refused(capsys, *argv)
+    assert code == 2 and "too few to hold any of them out" in sentence
+
+
+def test_add_widens_the_place_of_the_part(tmp_path, still_frames, nut_path):
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    shift = np.float32([[1, 0, 24], [0, 1, 0]])
+    for index, frame in enumerate(still_frames["good"][:84:7]):
+        moved = cv2.warpAffine(frame, shift, frame.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+        cv2.imwrite(str(beside / f"{index}.png"), moved)
+
+    def reasons(bundle):
+        out = tmp_path / "v.jsonl"
+        main(["inspect", str(beside), "--bundle", str(bundle), "--json", str(out)])
+        return {line["reason"] for line in lines(out)}
+
+    assert reasons(nut_path) == {"part: not where the good parts lay"}
+    more = tmp_path / "more"
+    assert (
+        main(["enroll", str(beside), "--bundle", str(nut_path), "--add", "--out", str(more)]) == 0
+    )
+    assert reasons(more) == {None}
+
+
+def test_a_name_that_is_not_utf_8_costs_nothing(tmp_path, still_frames, nut_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/part\xff.png")
+    Path(name).write_bytes(cv2.imencode(".png", still_frames["good"][0])[1].tobytes())
+    out = tmp_path / "v.jsonl"
+    assert main(["inspect", str(tmp_path), "--bundle", str(nut_path), "--json", str(out)]) == 0
+    (line,) = lines(out)
+    assert line["verdict"] == "OK" and line["source"].endswith("part\\xff.png")
+
+
 def test_enroll_region_is_kept_and_used(tmp_path, good_folder):
     out = tmp_path / "b"
     region = ["--region", "0.2,0.1,0.8,0.9"]

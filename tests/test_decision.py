@@ -70,11 +70,12 @@ def test_continuous_hysteresis_holds_the_alarm():
     assert [d.verdict for d in decisions] == [OK, NG, NG, OK, OK]
 
 
-def test_continuous_unknown_keeps_and_empty_clears_the_memory():
+def test_continuous_unknown_and_empty_clear_the_memory():
     rules = Rules("continuous", 1.0, smoothing_frames=5)
     unknown = Finding(None, reason="frame: dark")
     decisions, _ = play(rules, [*scores(2.0), unknown, *scores(0.5), *empty(1), *scores(0.5)])
-    assert [d.verdict for d in decisions] == [NG, UNKNOWN, NG, EMPTY, OK]
+    # The alarm is kept: the average starts anew, but has to fall below the lower limit.
+    assert [d.verdict for d in decisions] == [NG, UNKNOWN, OK, EMPTY, OK]
     assert decisions[1].reason == "frame: dark"
 
 
@@ -121,3 +122,41 @@ def test_an_unreadable_frame_opens_no_part():
     blind = Finding(None, reason="frame: lost", in_part=False)
     decisions, closed = play(part_rules(), [blind, blind, *empty(2)])
     assert [d.verdict for d in decisions[:2]] == [UNKNOWN, UNKNOWN] and not closed
+
+
+BLIND = Finding(None, reason="frame: lost", in_part=False)
+
+
+def test_parts_do_not_grow_together_over_unreadable_frames():
+    frames = [*scores(0.1, 0.1, 0.1, 0.1, 0.1), *[BLIND] * 50, *scores(2, 2, 2)]
+    _, closed = play(part_rules(), frames)
+    assert [p.verdict for p in closed] == [UNKNOWN, NG]
+    assert closed[0].reason == "view: lost (frame: lost)"
+    assert (closed[0].last_frame, closed[1].first_frame) == (4, 55)
+    mixed = [*scores(0.1, 0.1, 0.1), *empty(1), BLIND, *empty(1), *scores(2, 2, 2)]
+    _, closed = play(part_rules(), mixed)
+    assert [p.verdict for p in closed] == [UNKNOWN, NG]
+
+
+def test_one_unreadable_frame_within_a_part_changes_nothing():
+    _, closed = play(part_rules(), [*scores(0.1, 0.1), BLIND, *scores(0.1), *empty(2)])
+    assert [(p.verdict, p.usable, p.unknown) for p in closed] == [(OK, 3, 1)]
+
+
+def test_a_part_ng_before_the_blackout_stays_ng():
+    _, closed = play(part_rules(), [*scores(2, 2, 2), BLIND, BLIND])
+    assert [p.verdict for p in closed] == [NG]
+
+
+@pytest.mark.parametrize(("ng", "verdict"), [(6, OK), (7, NG)])
+def test_the_share_is_met_exactly(ng, verdict):
+    # 0.07 * 100 is a little more than 7 in floating point.
+    frames = scores(*[2.0] * ng, *[0.1] * (100 - ng))
+    _, closed = play(part_rules(ng_share=0.07), frames)
+    assert [p.verdict for p in closed] == [verdict]
+
+
+def test_continuous_scores_before_a_blackout_do_not_vouch_after_it():
+    rules = Rules("continuous", 1.0, smoothing_frames=5)
+    decisions, _ = play(rules, [*scores(0.1, 0.1, 0.1, 0.1, 0.1), BLIND, *scores(2.4)])
+    assert decisions[-1].verdict is NG

@@ -98,6 +98,23 @@ def test_search_is_exact_whatever_the_axes():
             np.testing.assert_allclose(measured, far, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scaling", FEATURE_SCALINGS)
+def test_equals_scikit_learn_where_rows_lie_close_together_far_from_the_middle(scaling):
+    rng = np.random.default_rng(9)
+    centres = rng.normal(size=(3, 256))
+
+    def clustered(count):
+        near = 1e-3 * rng.normal(size=(count, 256))
+        return (centres[rng.integers(0, 3, count)] + near).astype(np.float32)
+
+    reference, queries = clustered(400), clustered(20)
+    ref64, queries64 = scaled_by_sklearn(scaling, reference, queries)
+    lof = LocalOutlierFactor(n_neighbors=5, novelty=True).fit(ref64)
+    ours = scorer(reference, "lof", 5, scaling)
+    got = [ours.score(query) for query in queries]
+    np.testing.assert_allclose(got, -lof.score_samples(queries64), rtol=1e-5)
+
+
 def test_the_answer_does_not_depend_on_the_frames_before():
     rng = np.random.default_rng(8)
     # Every row twice, so that ties at the k-th neighbour are the rule.

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_app.arguments import whole_from_1
 from edge_app.bundle import load_bundle
 from edge_app.config import load_config
 from edge_app.errors import InputError
@@ -41,7 +42,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures here")
     parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="of the TFLite runtime (default: 1)"
+        "--threads",
+        type=whole_from_1,
+        default=1,
+        metavar="N",
+        help="of the TFLite runtime (default: 1)",
     )
 
 
@@ -51,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     bundle = load_bundle(args.bundle)
     if args.json is not None:
         _refuse_unwritable(args.json)
-    inspector = Inspector(bundle, load_config().decision, "single", args.threads)
+    inspector = Inspector(bundle, load_config().decision, "single", args.threads, heatmaps=False)
     figures = evaluate(inspector, inspection_set)
     _print(figures, inspection_set)
     if args.json is not None:
@@ -76,7 +81,7 @@ class Judged:
     picture: TestPicture
     verdict: Verdict
     score: float
-    loop_ms: float
+    loop_ms: float | None
     difference: np.ndarray | None
     mask: np.ndarray | None
 
@@ -131,7 +136,7 @@ def evaluate(
         }
     good = [one for one in judged if not one.picture.is_anomaly]
     defective = [one for one in judged if one.picture.is_anomaly]
-    latencies = [one.loop_ms for one in judged]
+    latencies = [one.loop_ms for one in judged if one.loop_ms is not None]
     return {
         "data": inspection_set.name,
         "image_auroc": image_auroc(scores, is_anomaly),
@@ -143,8 +148,8 @@ def evaluate(
         "false_reject_rate": _share(good, Verdict.NG),
         "miss_rate": _share(defective, Verdict.OK),
         "latency_ms": {
-            "p50": float(np.percentile(latencies, 50)),
-            "p95": float(np.percentile(latencies, 95)),
+            "p50": float(np.percentile(latencies, 50)) if latencies else None,
+            "p95": float(np.percentile(latencies, 95)) if latencies else None,
         },
         "images": {
             "train_good": len(inspection_set.train_good),
@@ -167,7 +172,9 @@ def _judge(inspector: Inspector, index: int, picture: TestPicture, wants_map: bo
         if picture.mask_path is not None:
             mask = read_mask(picture.mask_path, difference.shape)
     stages = ("prepare", "locate", "encode", "score", "decide")
-    loop_ms = sum(result.latency_ms.get(stage, 0.0) for stage in stages)
+    loop_ms = None
+    if "score" in result.latency_ms:
+        loop_ms = sum(result.latency_ms.get(stage, 0.0) for stage in stages)
     return Judged(picture, result.decision.verdict, seen.score, loop_ms, difference, mask)
 
 
@@ -219,4 +226,5 @@ def _print(figures: dict[str, Any], inspection_set: InspectionSet) -> None:
         f"missed {figures['miss_rate']:.1%} of {defective} defective"
     )
     latency = figures["latency_ms"]
-    print(f"frame to decision: {latency['p50']:.2f} ms median, {latency['p95']:.2f} ms 95 %")
+    if latency["p50"] is not None:
+        print(f"frame to decision: {latency['p50']:.2f} ms median, {latency['p95']:.2f} ms 95 %")

@@ -21,7 +21,14 @@ import numpy as np
 from edge_app.arguments import rate, region, whole_from_1
 from edge_app.bundle import Bundle, activate, made_now, refuse_existing, write_bundle
 from edge_app.encoder import Encoder
-from edge_app.enrol import Enrolment, ScorerSettings, Threshold, enrol, learn_reference
+from edge_app.enrol import (
+    Enrolment,
+    ScorerSettings,
+    Threshold,
+    enrol,
+    learn_reference,
+    refuse_too_few,
+)
 from edge_app.errors import InputError
 from edge_app.heatmap import Decoder, difference_map
 from edge_app.preprocess import Preprocessing, prepare
@@ -117,6 +124,11 @@ def run(args: argparse.Namespace) -> int:
     if args.data is None and not (args.encoder_only and args.dtype != "int8"):
         raise InputError("--data DIR is missing: good pictures are what a bundle is fitted to")
     paths = _good_paths(args)
+    settings = ScorerSettings(args.scorer, args.neighbours, args.feature_scaling)
+    if not args.encoder_only:
+        refuse_too_few(len(paths), settings)
+    if args.alpha is not None and args.weights != "imagenet":
+        raise InputError("--alpha goes with --weights imagenet only: other weights know their own")
     from tools.convert import convert_checked
 
     network, origin = _network(args)
@@ -133,7 +145,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"bundle: {bundle.path} (encoder only, {_describe(bundle)})")
         return _done(args, bundle)
     enrolment = _enrol(args, encoder, recipe, paths, pictures)
-    settings = ScorerSettings(args.scorer, args.neighbours, args.feature_scaling)
     reference, sections = learn_reference(
         enrolment.learnt, settings, args.rate, enrolment.empty_view
     )

@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; exit code 1 if a float32 bundle does not judge alike."""
-    if not os.access(args.python, os.X_OK):
+    if not (os.path.isfile(args.python) and os.access(args.python, os.X_OK)):
         raise InputError(f"--python {args.python}: is no program that can be run")
     report = {}
     for name in args.bundle:
@@ -60,7 +60,10 @@ def run(args: argparse.Namespace) -> int:
         }
         _print(name, report[name])
     if args.json is not None:
-        args.json.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        try:
+            args.json.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        except OSError as error:
+            raise InputError(f"{args.json}: cannot be written: {error.strerror}") from None
     strayed = [
         name
         for name, figures in report.items()
@@ -83,7 +86,7 @@ def compare(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> dict[s
     -------
     dict
         `frames` (scored in both); `largest_difference` and `median_difference` of the scores,
-        relative to the first; `verdicts_differ`, and `verdicts_outside_band`: those of them where
+        relative to the larger; `verdicts_differ`, and `verdicts_outside_band`: those of them where
         the score is farther than `FLOAT_BOUND` from the threshold.
 
     Raises
@@ -96,7 +99,9 @@ def compare(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> dict[s
     differences, differ, outside = [], 0, 0
     for one, other in zip(first, second, strict=True):
         if one["score"] is not None and other["score"] is not None:
-            differences.append(abs(other["score"] - one["score"]) / one["score"])
+            larger = max(abs(one["score"]), abs(other["score"]))
+            difference = abs(other["score"] - one["score"])
+            differences.append(difference / larger if larger else 0.0)
         if one["verdict"] != other["verdict"]:
             differ += 1
             near = one["score"] is not None and (

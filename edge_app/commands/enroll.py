@@ -178,6 +178,7 @@ def _enrol_source(
                 recipe,
                 empty_frames,
                 empty_view_of(base) if args.add else None,
+                base.reference["embeddings"] if args.add else (),
                 progress,
             )
     finally:

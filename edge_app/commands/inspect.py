@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
 
 from edge_app.bundle import load_bundle
 from edge_app.config import Config
 from edge_app.decision import MODES
-from edge_app.errors import InputError
+from edge_app.errors import CameraError, InputError
 from edge_app.inspector import Inspector
 from edge_app.records import Result, Verdict
 from edge_app.sinks.jsonl import JsonLines
 from edge_app.sinks.overlays import Overlays
-from edge_app.sources import Source, open_source
+from edge_app.sources import open_source
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -57,31 +56,37 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     tally = _Tally(quiet=args.json == "-")
     if overlays is not None and inspector.decoder is None:
         print(f"{bundle.path.name}: has no decoder, so there are no heatmaps", file=sys.stderr)
-    try:
-        for result in _results(source, inspector):
+
+    def hand_out(results: list[Result]) -> None:
+        for result in results:
             if overlays is not None:
                 result = overlays.emit(result)
             if lines is not None:
                 lines.emit(result)
             tally.add(result)
-    except KeyboardInterrupt:
-        # A camera has no end: Ctrl-C is how it is stopped, and what was judged still counts.
-        if not source.live:
-            raise
+
+    lost: CameraError | None = None
+    try:
+        try:
+            for frame in source.frames():
+                hand_out(inspector.inspect(frame))
+        except KeyboardInterrupt:
+            # A camera has no end: Ctrl-C is how it is stopped, and what was seen still counts.
+            if not source.live:
+                raise
+        except CameraError as error:
+            lost = error
+        hand_out(inspector.finish())
     finally:
         source.close()
         if lines is not None:
             lines.close()
     tally.report(args, inspector)
+    if lost is not None:
+        raise lost
     if tally.frames and tally.unreadable == tally.frames:
         raise InputError(f"{args.source}: nothing in it could be read ({tally.first_reason})")
     return 0
-
-
-def _results(source: Source, inspector: Inspector) -> Iterator[Result]:
-    for frame in source.frames():
-        yield from inspector.inspect(frame)
-    yield from inspector.finish()
 
 
 class _Tally:

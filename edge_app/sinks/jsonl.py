@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,10 @@ class JsonLines:
     def __init__(self, path: Path | str) -> None:
         self._path = os.fspath(path)
         if self._path == "-":
-            self._descriptor = os.dup(sys.stdout.fileno())
+            try:
+                self._descriptor = os.dup(1)
+            except OSError as error:
+                raise InputError(f"standard output: cannot be written: {error.strerror}") from None
             return
         try:
             Path(self._path).parent.mkdir(parents=True, exist_ok=True)
@@ -82,8 +85,13 @@ class JsonLines:
     def emit(self, result: Result) -> None:
         # One write a line, past Python's buffer: a killed run leaves whole lines only.
         line = json.dumps(as_line(result), ensure_ascii=False, allow_nan=False) + "\n"
+        data = line.encode()
         try:
-            os.write(self._descriptor, line.encode())
+            written = os.write(self._descriptor, data)
+            if written < len(data):
+                # The disk filled up within the line: take its beginning back.
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise InputError(f"{self._path}: cannot be written: {error.strerror}") from None
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from edge_app.errors import InputError
 from edge_app.records import Frame
-from edge_app.sources.folder import FolderSource, is_picture
+from edge_app.sources.folder import FolderSource, is_picture, printable
 from edge_app.sources.video import VideoSource
 from edge_app.sources.webcam import WebcamSource
 
@@ -44,12 +44,16 @@ def open_source(name: str) -> Source:
     InputError, CameraError
         If there is no such thing or it cannot be opened.
     """
-    camera = re.fullmatch(r"(?:camera:|/dev/video)(\d+)", name)
+    camera = re.fullmatch(r"(?:camera:|/dev/video)(\d{1,4})", name)
     if camera:
         return WebcamSource(int(camera.group(1)))
     path = Path(name)
-    if not path.exists():
-        raise InputError(f"{name}: no such folder or file (a camera is named camera:0)")
-    if path.is_dir() or is_picture(path):
+    try:
+        there, folder = path.exists(), path.is_dir()
+    except OSError as error:
+        raise InputError(f"{printable(name)}: cannot be opened: {error.strerror}") from None
+    if not there:
+        raise InputError(f"{printable(name)}: no such folder or file (a camera is named camera:0)")
+    if folder or is_picture(path):
         return FolderSource(path)
     return VideoSource(path)

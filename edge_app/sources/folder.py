@@ -14,7 +14,14 @@ import numpy as np
 from edge_app.errors import InputError
 from edge_app.records import Frame
 
+# The last chunk, which is empty, with its checksum; other programs may write more behind it.
+PNG_END = b"IEND\xaeB`\x82"
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+def printable(path: Path | str) -> str:
+    """The name of a file with what is not UTF-8 in it written as backslash escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def is_picture(path: Path) -> bool:
@@ -33,7 +40,7 @@ def list_pictures(folder: Path | str) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{printable(folder)}: no such folder")
     try:
         found = [path for path in folder.iterdir() if is_picture(path) and path.is_file()]
     except OSError as error:
@@ -69,24 +76,28 @@ def read_picture(path: Path | str) -> np.ndarray:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{printable(path)}: cannot be read: {error.strerror}") from None
     # OpenCV fills the missing rest of a truncated file with grey, and says so on stderr only:
     # a part half made of grey would be judged as if it had been seen.
     if is_cut_short(data):
-        raise InputError(f"{path}: the picture breaks off before its end ({len(data)} bytes)")
+        raise InputError(
+            f"{printable(path)}: the picture breaks off before its end ({len(data)} bytes)"
+        )
     try:
         frame_bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     except cv2.error:
         frame_bgr = None
     if frame_bgr is None:
-        raise InputError(f"{path}: is not a picture that OpenCV can decode ({len(data)} bytes)")
+        raise InputError(
+            f"{printable(path)}: is not a picture that OpenCV can decode ({len(data)} bytes)"
+        )
     return frame_bgr
 
 
 def is_cut_short(data: bytes) -> bool:
     """Whether the bytes of a JPEG or PNG file end before the picture does; other formats: False."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return b"IEND" not in data[-64:]
+        return PNG_END not in data
     if data[:2] != b"\xff\xd8":
         return False
     # Walk the segments up to the first scan: an EXIF thumbnail holds an end marker of its own.
@@ -126,7 +137,7 @@ class FolderSource:
 
     def frames(self) -> Iterator[Frame]:
         for index, path in enumerate(self._paths):
-            name = os.fspath(path)
+            name = printable(path)
             try:
                 frame_bgr = read_picture(path)
             except InputError as error:

@@ -11,6 +11,7 @@ import cv2
 
 from edge_app.errors import InputError
 from edge_app.records import Frame
+from edge_app.sources.folder import printable
 
 
 class VideoSource:
@@ -27,8 +28,8 @@ class VideoSource:
     separate_parts = False
 
     def __init__(self, path: Path | str) -> None:
-        self._name = os.fspath(path)
-        self._capture = cv2.VideoCapture(self._name)
+        self._name = printable(path)
+        self._capture = cv2.VideoCapture(os.fspath(path))
         if not self._capture.isOpened():
             raise InputError(f"{self._name}: is neither a picture nor a video that OpenCV can open")
         started = time.perf_counter()
