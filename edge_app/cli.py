@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(arguments).parse_args(arguments)
+    args.typed = arguments  # for the record of how a bundle was made
     try:
         config = load_config(args.config)
         threads = args.threads if args.threads is not None else config.runtime.threads

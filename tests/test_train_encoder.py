@@ -58,7 +58,9 @@ def arguments(world, out, *more):
             "--weights", world / "start.weights.h5", "--out", out, "--size", 32, "--batch", 8,
             "--embedding-layer", "block_3_expand_relu", "--patch-layer", "block_1_expand_relu",
             "--steps", STEPS, "--learning-rate", 1e-3, "--freeze-to", "Conv1_relu", *more]
-    return parser.parse_args([str(word) for word in line])
+    args = parser.parse_args([str(word) for word in line])
+    args.typed = ["train-encoder", *map(str, line)]
+    return args
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.configure(command)
             command.set_defaults(execute=module.run)
     args = parser.parse_args(arguments)
+    args.typed = arguments  # for the record of how something was made
     # TensorFlow's banners would bury the one sentence that matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:

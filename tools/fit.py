@@ -303,7 +303,7 @@ def _manifest(
     from tools.network import layers_of, multiply_adds
 
     embedding_layer, patch_layer = layers_of(network)
-    command = shlex.join(["python", "-m", "tools", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "tools", *args.typed])
     return {
         "parent_sha256": None,
         "part": args.part or args.out.name,

@@ -19,7 +19,6 @@ import json
 import math
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -156,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
         last = history[-max(1, len(history) // 10) :]
         record = {
             "command": "train-encoder",
-            "command_line": sys.argv[1:],
+            "command_line": args.typed,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {
                 "python": platform.python_version(),

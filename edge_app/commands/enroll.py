@@ -121,7 +121,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         "parent_sha256": base.sha256,
         "part": args.part or (base.manifest["part"] if args.add else Path(args.out).name),
         "made": made_now(
-            shlex.join(["edge-app", *sys.argv[1:]]), ("scikit-learn", "opencv-python-headless")
+            shlex.join(["edge-app", *args.typed]), ("scikit-learn", "opencv-python-headless")
         ),
         "input": {**base.manifest["input"], "region": list(region_kept) if region_kept else None},
         # A decoder redraws the part it was trained on and no other.
