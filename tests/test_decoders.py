@@ -158,7 +158,9 @@ def _command(*arguments) -> int:
 
     parser = argparse.ArgumentParser()
     train_decoder.configure(parser)
-    return train_decoder.run(parser.parse_args([str(word) for word in arguments]))
+    args = parser.parse_args([str(word) for word in arguments])
+    args.typed = ["train-decoder", *map(str, arguments)]
+    return train_decoder.run(args)
 
 
 def test_command_leaves_a_decoder_that_fit_can_take(run_dir, encoder, tmp_path):

@@ -116,7 +116,11 @@ def run(args: argparse.Namespace) -> int:
     )
     decoder, report = train_decoder(encoder, pictures_rgb, args.kind, args.seed, args.epochs)
 
-    run_record["decoder"] = {"data": args.data.resolve().name, **report}
+    run_record["decoder"] = {
+        "data": args.data.resolve().name,
+        "command_line": args.typed,
+        **report,
+    }
     text = json.dumps(run_record, indent=2, allow_nan=False) + "\n"
     # The model first: a run.json that names a decoder always has it beside it.
     _replace(args.run / "decoder.keras", decoder.save)
