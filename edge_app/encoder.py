@@ -71,13 +71,7 @@ class Encoder:
         Encoding
             Arrays of their own, not views into the interpreter.
         """
-        # Straight into the network's input, without a copy in between. The view must be gone before
-        # the network runs: the runtime refuses to while anything refers to its memory.
-        view = self._interpreter.tensor(self._input_index)()[0]
-        scaled = cv2.LUT(pixels_rgb, self._table, dst=view)
-        if not np.may_share_memory(scaled, view):
-            view[:] = scaled
-        del view, scaled
+        self._interpreter.set_tensor(self._input_index, cv2.LUT(pixels_rgb, self._table)[None])
         self._interpreter.invoke()
         return Encoding(
             read_float(self._interpreter, self._embedding),

@@ -45,7 +45,8 @@ SIZE = (96, 96)
 PIXEL_SCALE = 1 / 255
 N_NEIGHBORS = 5
 AVERAGED_FRAMES = 10
-FRAME_SHAPE = (480, 640, 3)
+# The resolution of the articles' camera.
+FRAME_SHAPE = (240, 320, 3)
 SEED = 0
 SCORERS = ("knn", "lof")
 
@@ -320,7 +321,7 @@ def drawn_frames(count: int, seed: int) -> Iterator[Frame]:
     Yields
     ------
     Frame
-        With `frame_bgr` of shape (480, 640, 3).
+        With `frame_bgr` of shape (240, 320, 3).
     """
     height, width, channels = FRAME_SHAPE
     part_rng = np.random.default_rng(SEED)

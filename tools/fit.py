@@ -197,10 +197,10 @@ def _network(args: argparse.Namespace) -> tuple[keras.Model, dict[str, Any]]:
         _, record = load_run(weights)
         size = (args.size, args.size) if args.size else tuple(record["size"])
         network = encoder_from(weights, size, args.embedding_layer, args.patch_layer)
-        steps = [record["command_line"]]
-        if "decoder" in record and not (args.no_decoder or args.encoder_only):
-            steps.append(record["decoder"]["command_line"])
-        before = [shlex.join(["python", "-m", "tools", *step]) for step in steps]
+        steps = [record.get("command_line")]
+        if not (args.no_decoder or args.encoder_only):
+            steps.append(record.get("decoder", {}).get("command_line"))
+        before = [shlex.join(["python", "-m", "tools", *step]) for step in steps if step]
         return network, _origin(record["weights"], record, before)
     alpha = args.alpha or 0.35 if weights == "imagenet" else read_alpha(weights)
     size, embedding_layer, patch_layer = choose_input(alpha, args.preset)
