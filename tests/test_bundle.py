@@ -12,13 +12,13 @@ import pytest
 from edge_app.bundle import (
     MANIFEST,
     activate,
-    canonical_sha256,
     load_bundle,
     write_bundle,
 )
 from edge_app.config import load_config
 from edge_app.errors import BundleError, InputError
 from edge_app.inspector import Inspector
+from edge_app.manifest import canonical_sha256
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     ["errors"],
     ["records", "scorer", "runtime", "preprocess", "arguments"],
-    ["config", "bundle"],
+    ["config", "manifest"],
+    ["bundle"],
     ["encoder", "presence", "decision"],
     ["heatmap"],
     ["enrol"],
