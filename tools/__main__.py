@@ -50,6 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"tools {args.command}: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if os.environ.get("DEBUG"):
+            raise
+        print(
+            f"tools {args.command}: the package {error.name} is not installed; "
+            "make venv installs what the workstation needs",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(f"tools {args.command}: stopped by the keyboard", file=sys.stderr)
         return 130
