@@ -117,7 +117,7 @@ class NeighbourScorer:
         self._unit_length = scaling.kind == "l2"
         # Distances do not change when the origin moves to the middle of the reference, but float32
         # keeps more of their digits there. The lowest value goes first: it is subtracted exactly.
-        self._low, self._factor = np.float32(0), np.float32(1)
+        self._low = self._factor = None
         if scaling.kind == "minmax":
             self._low = scaling.low.astype(np.float32)
             self._factor = (1 / scaling.span).astype(np.float32)
@@ -175,7 +175,7 @@ class NeighbourScorer:
             Euclidean, in the scaled space; NaN where the embedding is not finite.
         """
         query = self._centred(embedding)
-        query_sq = query @ query
+        query_sq = float(query @ query)
         if not math.isfinite(query_sq):
             return np.arange(self.k), np.full(self.k, np.nan)
         coordinates = np.empty(len(self._axes) + 1, np.float32)
@@ -191,23 +191,27 @@ class NeighbourScorer:
         if not self.k <= len(rows) <= MOST_ROWS:
             rows, level = self._lowest(bound)
         distance_sq = self._measure(rows, query)
-        limit = float(np.partition(distance_sq, self.k - 1)[self.k - 1])
+        order = distance_sq.argsort(kind="stable")
+        limit = float(distance_sq[order[self.k - 1]])
         # The length outside is a small difference of large numbers. How far it may be off, and with
         # it the bound of a row within the limit, whose own is at most that much longer.
         off = BOUND_MARGIN * query_sq / max(outside, math.sqrt(BOUND_MARGIN * query_sq), 1e-30)
         limit += BOUND_MARGIN * (limit + 2 * query_sq) + 2 * off * (outside + math.sqrt(limit))
         if limit - query_sq >= level:
             rows, distance_sq = self._widen(limit - query_sq, bound, query, rows, distance_sq)
+            order = np.lexsort((rows, distance_sq))
         self._guess = GUESS_FACTOR * limit
-        # Among equal distances the first row, whichever way the rows were found.
-        nearest = np.lexsort((rows, distance_sq))[: self.k]
-        return rows[nearest], np.sqrt(distance_sq[nearest])
+        # Rows come in their own order, so that of equal distances the first row's counts, whichever
+        # way it was found.
+        nearest = order[: self.k]
+        return rows[nearest], np.sqrt(distance_sq[nearest], dtype=np.float64)
 
     def _lowest(self, bound: np.ndarray) -> tuple[np.ndarray, float]:
         """Rows of the lowest bounds, and the bound below which no row is missing."""
         count = min(self.k + SPARE_ROWS, len(bound))
         rows = np.argpartition(bound, count - 1)[:count]
         level = math.inf if count == len(bound) else float(bound[rows[-1]])
+        rows.sort()
         return rows, level
 
     def _widen(
@@ -239,18 +243,20 @@ class NeighbourScorer:
             length = np.linalg.norm(embeddings.astype(np.float64), axis=-1, keepdims=True)
             embeddings = embeddings / np.where(length > 0, length, 1.0)
             return (embeddings - self._centre).astype(np.float32)
+        if self._factor is None:
+            return embeddings - self._centre
         return (embeddings - self._low) * self._factor - self._centre
 
     def _measure(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
         """
-        Exact squared distances, float64, shape (len(rows),).
+        Squared distances, float32, shape (len(rows),).
 
         Differences first, then squares: |a|^2 - 2ab + |b|^2 would lose the small distances between
         near-duplicates to cancellation.
         """
         difference = np.take(self._rows, rows, axis=0)
         difference -= query
-        return np.einsum("ij,ij->i", difference, difference).astype(np.float64)
+        return np.einsum("ij,ij->i", difference, difference)
 
 
 def build_scorer(
