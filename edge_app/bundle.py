@@ -320,7 +320,7 @@ def made_now(command: str, packages: tuple[str, ...] = ()) -> dict[str, Any]:
     Parameters
     ----------
     command : str
-        As typed, without machine-specific parts.
+        As typed.
     packages : tuple of str
         Distributions to record beside edge-app and numpy.
     """

@@ -45,8 +45,12 @@ def run_dir(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     encoder.save(folder / "encoder.keras")
     embedding_layer, patch_layer = layers_of(encoder)
-    run = {"alpha": 0.35, "size": [32, 48], "embedding_layer": embedding_layer,
-           "patch_layer": patch_layer}
+    run = {
+        "alpha": 0.35,
+        "size": [32, 48],
+        "embedding_layer": embedding_layer,
+        "patch_layer": patch_layer,
+    }
     (folder / "run.json").write_text(json.dumps(run))
     channels = encoder.outputs[1].shape[-1]
     decoder = keras.Sequential(

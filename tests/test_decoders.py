@@ -175,7 +175,9 @@ def test_command_leaves_a_decoder_that_fit_can_take(run_dir, encoder, tmp_path):
     record = json.loads((run_dir / "run.json").read_text())
     assert record["loss"] == "doc" and record["decoder"]["kind"] == "mobile"
     assert {path.name for path in run_dir.iterdir()} == {
-        "encoder.keras", "decoder.keras", "run.json"
+        "encoder.keras",
+        "decoder.keras",
+        "run.json",
     }
     assert cv2.imread(str(sheet)).shape == (2 * SIZE[0], 6 * SIZE[1], 3)
 

@@ -45,8 +45,12 @@ def run_dir(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     encoder.save(folder / "encoder.keras")
     embedding_layer, patch_layer = layers_of(encoder)
-    run = {"alpha": 0.35, "size": [96, 64], "embedding_layer": embedding_layer,
-           "patch_layer": patch_layer}
+    run = {
+        "alpha": 0.35,
+        "size": [96, 64],
+        "embedding_layer": embedding_layer,
+        "patch_layer": patch_layer,
+    }
     (folder / "run.json").write_text(json.dumps(run))
     return folder
 
@@ -91,9 +95,7 @@ def test_encoder_has_two_named_outputs(encoder):
 
 
 def test_embedding_is_the_mean_of_its_layer(weights_file):
-    encoder = build_encoder(
-        weights_file, (64, 64), "block_6_expand_relu", "block_6_expand_relu"
-    )
+    encoder = build_encoder(weights_file, (64, 64), "block_6_expand_relu", "block_6_expand_relu")
     pictures = np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
     embedding, patches = encoder.predict(pictures, verbose=0)
     assert np.allclose(embedding, patches.mean(axis=(1, 2)), atol=1e-5)

@@ -54,10 +54,32 @@ def world(tmp_path_factory):
 def arguments(world, out, *more):
     parser = argparse.ArgumentParser()
     train_encoder.configure(parser)
-    line = ["--data", world / "nut", world / "bolt", "--reference-data", world / "shapes",
-            "--weights", world / "start.weights.h5", "--out", out, "--size", 32, "--batch", 8,
-            "--embedding-layer", "block_3_expand_relu", "--patch-layer", "block_1_expand_relu",
-            "--steps", STEPS, "--learning-rate", 1e-3, "--freeze-to", "Conv1_relu", *more]
+    line = [
+        "--data",
+        world / "nut",
+        world / "bolt",
+        "--reference-data",
+        world / "shapes",
+        "--weights",
+        world / "start.weights.h5",
+        "--out",
+        out,
+        "--size",
+        32,
+        "--batch",
+        8,
+        "--embedding-layer",
+        "block_3_expand_relu",
+        "--patch-layer",
+        "block_1_expand_relu",
+        "--steps",
+        STEPS,
+        "--learning-rate",
+        1e-3,
+        "--freeze-to",
+        "Conv1_relu",
+        *more,
+    ]
     args = parser.parse_args([str(word) for word in line])
     args.typed = ["train-encoder", *map(str, line)]
     return args

@@ -361,9 +361,7 @@ def learn(
     return enrol(frames, device_encoder, Preprocessing(SIZE), progress=progress).learnt
 
 
-def device_bundle(
-    path: Path, encoder: bytes, decoder: bytes, learnt: Learnt, kind: str
-) -> Bundle:
+def device_bundle(path: Path, encoder: bytes, decoder: bytes, learnt: Learnt, kind: str) -> Bundle:
     """
     A bundle that scores as the articles do: their feature scaling, neighbours and references.
 
@@ -471,9 +469,7 @@ def warm_up(inspect: Callable[[np.ndarray], object], frames: list[np.ndarray]) -
         inspect(frames[index % len(frames)])
 
 
-def timed(
-    inspect: Callable[[np.ndarray], object], frames: list[np.ndarray], bar: tqdm
-) -> float:
+def timed(inspect: Callable[[np.ndarray], object], frames: list[np.ndarray], bar: tqdm) -> float:
     """
     Median time of one call over the frames, in milliseconds; `bar` moves on by one for each.
 

@@ -54,8 +54,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--run", type=Path, required=True, metavar="RUN", help="folder made by train-encoder")
     add("--dtype", choices=DTYPES, required=True, help="arithmetic of the TFLite files")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write, a new one")
-    add("--data", type=Path, metavar="DIR",
-        help="good parts that set the ranges of int8 and are compared (int8 needs them)")
+    add(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="good parts that set the ranges of int8 and are compared (int8 needs them)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -159,8 +163,7 @@ def _outputs(entry: dict) -> dict[str, dict]:
 
 def _print_table(report: dict) -> None:
     print(
-        f"{'file':<16}{'bytes':>9}  {'output':<10}"
-        f"{'cosine':>10}{'lowest':>10}{'largest diff':>14}"
+        f"{'file':<16}{'bytes':>9}  {'output':<10}{'cosine':>10}{'lowest':>10}{'largest diff':>14}"
     )
     for name, entry in report.items():
         for output, figures in _outputs(entry).items():
@@ -235,9 +238,7 @@ def refuse_strayed(name: str, dtype: str, found: dict) -> None:
             )
 
 
-def to_tflite(
-    model: keras.Model, dtype: str, representative: np.ndarray | None = None
-) -> bytes:
+def to_tflite(model: keras.Model, dtype: str, representative: np.ndarray | None = None) -> bytes:
     """
     Convert a model with one input to TFLite, its batch fixed at 1.
 

@@ -270,8 +270,7 @@ def layers_of(encoder: keras.Model) -> tuple[str, str]:
     """
     sources = [encoder.get_layer(name).input for name in ("embedding", "patches")]
     embedding, patches = (
-        next(layer.name for layer in encoder.layers if layer.output is source)
-        for source in sources
+        next(layer.name for layer in encoder.layers if layer.output is source) for source in sources
     )
     return embedding, patches
 
@@ -399,9 +398,7 @@ def encoder_from(
     if alpha is not None and alpha != run["alpha"]:
         raise InputError(f"{weights}: has alpha {run['alpha']}, but alpha {alpha} was asked for")
     run_layers = (run["embedding_layer"], run["patch_layer"])
-    encoder = build_encoder(
-        None, size or tuple(run["size"]), *run_layers, alpha=run["alpha"]
-    )
+    encoder = build_encoder(None, size or tuple(run["size"]), *run_layers, alpha=run["alpha"])
     encoder.set_weights(trained.get_weights())
     wanted = (embedding_layer or run_layers[0], patch_layer or run_layers[1])
     return encoder if wanted == run_layers else _cut(encoder, *wanted)

@@ -60,18 +60,40 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "    --redraws redraws.png"
     )
     add = parser.add_argument
-    add("--run", type=Path, required=True, metavar="RUN",
-        help="folder written by train-encoder; decoder.keras and run.json in it are replaced")
-    add("--data", type=Path, required=True, metavar="DIR",
-        help="good parts: a folder with train/good, or with pictures")
-    add("--kind", choices=("mobile", "standard"), default="mobile",
-        help="ours, from the patches, or the articles', from the embedding (default: mobile)")
-    add("--epochs", type=int, metavar="N",
-        help="most passes over the features (default: as many as a few hundred steps take)")
+    add(
+        "--run",
+        type=Path,
+        required=True,
+        metavar="RUN",
+        help="folder written by train-encoder; decoder.keras and run.json in it are replaced",
+    )
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="good parts: a folder with train/good, or with pictures",
+    )
+    add(
+        "--kind",
+        choices=("mobile", "standard"),
+        default="mobile",
+        help="ours, from the patches, or the articles', from the embedding (default: mobile)",
+    )
+    add(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="most passes over the features (default: as many as a few hundred steps take)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="seed of all chance (default: 0)")
-    add("--redraws", type=Path, metavar="FILE.png",
+    add(
+        "--redraws",
+        type=Path,
+        metavar="FILE.png",
         help="draw a sheet of held-out good pictures, without and with a drawn defect: each with "
-        "its redraw and the difference")
+        "its redraw and the difference",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -215,7 +237,10 @@ def train_decoder(
         drawings = min(MOST_DRAWINGS, MOST_ROWS // len(train_at) - 1)
     with tqdm(
         total=len(train_at) * (1 + drawings) + len(held_at) * (2 if drawings else 1),
-        desc="features for the decoder", unit="picture", leave=False, disable=not progress,
+        desc="features for the decoder",
+        unit="picture",
+        leave=False,
+        disable=not progress,
     ) as bar:
         train = _features(encoder, pictures_rgb[train_at], kind, drawings, rng, bar)[0]
         held, held_masks = _features(
@@ -229,15 +254,21 @@ def train_decoder(
         epochs = min(MOST_EPOCHS, math.ceil(STEPS[kind] / steps_per_epoch))
     peak = PEAK_LEARNING_RATE[kind]
     rate = keras.optimizers.schedules.CosineDecay(
-        peak / 10, max(1, (epochs - 1) * steps_per_epoch), alpha=0.1,
-        warmup_target=peak, warmup_steps=steps_per_epoch,
+        peak / 10,
+        max(1, (epochs - 1) * steps_per_epoch),
+        alpha=0.1,
+        warmup_target=peak,
+        warmup_steps=steps_per_epoch,
     )
     decoder.compile(optimizer=keras.optimizers.Adam(rate), loss="mse")
 
     best_mse, best_epoch, best_weights = math.inf, 0, None
     patience = max(5, round(PATIENCE_SHARE * epochs))
     bar = tqdm(
-        range(1, epochs + 1), desc=f"training the {kind} decoder", unit="epoch", leave=False,
+        range(1, epochs + 1),
+        desc=f"training the {kind} decoder",
+        unit="epoch",
+        leave=False,
         disable=not progress,
     )
     for epoch in bar:
@@ -279,9 +310,7 @@ def train_decoder(
     return decoder, report
 
 
-def decoder_of_run(
-    weights: str | Path, encoder: keras.Model
-) -> tuple[keras.Model, dict] | None:
+def decoder_of_run(weights: str | Path, encoder: keras.Model) -> tuple[keras.Model, dict] | None:
     """
     The decoder that ``train-decoder`` left in a RUN, if it fits the encoder.
 

@@ -61,30 +61,71 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     folders = {"type": Path, "nargs": "+", "action": "extend", "required": True, "metavar": "DIR"}
     add("--data", help="good parts: a folder with train/good, or with pictures", **folders)
-    add("--reference-data", **folders,
-        help="a sub-folder per class, Fashion-MNIST .gz files, or an inspection set")
+    add(
+        "--reference-data",
+        **folders,
+        help="a sub-folder per class, Fashion-MNIST .gz files, or an inspection set",
+    )
     add("--loss", choices=("doc",), default="doc", help="training method (default: doc)")
-    add("--weights", required=True, metavar="W",
-        help="where to start: a .weights.h5 file, 'imagenet' (downloads) or a RUN")
+    add(
+        "--weights",
+        required=True,
+        metavar="W",
+        help="where to start: a .weights.h5 file, 'imagenet' (downloads) or a RUN",
+    )
     add("--alpha", type=float, metavar="A", help="width multiplier, with --weights imagenet only")
     add("--out", type=Path, required=True, metavar="RUN", help="folder to write, a new one")
-    add("--size", type=int, metavar="PX",
-        help=f"height and width of the input (default: the RUN's, else {DEFAULT_SIZE_PX})")
-    add("--embedding-layer", metavar="L",
-        help="layer averaged to the embedding (default: the RUN's, else out_relu)")
-    add("--patch-layer", metavar="L",
-        help="layer of the patch map (default: the RUN's, else block_13_expand_relu)")
-    add("--freeze-to", default="none", metavar="BLOCK",
-        help="train nothing up to the end of this block, such as block_6 (default: none)")
-    add("--compactness-weight", type=float, default=0.1, metavar="X",
-        help="the paper's lambda (default: 0.1)")
+    add(
+        "--size",
+        type=int,
+        metavar="PX",
+        help=f"height and width of the input (default: the RUN's, else {DEFAULT_SIZE_PX})",
+    )
+    add(
+        "--embedding-layer",
+        metavar="L",
+        help="layer averaged to the embedding (default: the RUN's, else out_relu)",
+    )
+    add(
+        "--patch-layer",
+        metavar="L",
+        help="layer of the patch map (default: the RUN's, else block_13_expand_relu)",
+    )
+    add(
+        "--freeze-to",
+        default="none",
+        metavar="BLOCK",
+        help="train nothing up to the end of this block, such as block_6 (default: none)",
+    )
+    add(
+        "--compactness-weight",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="the paper's lambda (default: 0.1)",
+    )
     add("--steps", type=int, default=500, metavar="N", help="training steps (default: 500)")
-    add("--batch", type=int, default=32, metavar="N",
-        help="good parts a step, and as many reference pictures (default: 32)")
-    add("--learning-rate", type=float, default=1e-4, metavar="X",
-        help="Adam's at the start, falling to 0 along a cosine (default: 1e-4)")
-    add("--rotation", type=float, default=5.0, metavar="DEG",
-        help="largest turn of training pictures; 180 for parts at any angle (default: 5)")
+    add(
+        "--batch",
+        type=int,
+        default=32,
+        metavar="N",
+        help="good parts a step, and as many reference pictures (default: 32)",
+    )
+    add(
+        "--learning-rate",
+        type=float,
+        default=1e-4,
+        metavar="X",
+        help="Adam's at the start, falling to 0 along a cosine (default: 1e-4)",
+    )
+    add(
+        "--rotation",
+        type=float,
+        default=5.0,
+        metavar="DEG",
+        help="largest turn of training pictures; 180 for parts at any angle (default: 5)",
+    )
     add("--seed", type=int, default=0, metavar="N", help="seed of all chance (default: 0)")
 
 
@@ -210,8 +251,12 @@ def _check(args: argparse.Namespace) -> None:
         # Compactness compares each part of a batch with the others.
         ("--batch", args.batch, args.batch >= 2, "2 or more"),
         ("--learning-rate", args.learning_rate, args.learning_rate > 0, "more than 0"),
-        ("--compactness-weight", args.compactness_weight, args.compactness_weight >= 0,
-         "0 or more"),
+        (
+            "--compactness-weight",
+            args.compactness_weight,
+            args.compactness_weight >= 0,
+            "0 or more",
+        ),
         ("--rotation", args.rotation, 0 <= args.rotation <= 180, "0 to 180 degrees"),
     )
     for option, value, is_fine, wanted in limits:
@@ -231,9 +276,7 @@ def _alpha(args: argparse.Namespace) -> float:
     return args.alpha if args.weights == "imagenet" else alpha_of(args.weights)
 
 
-def split_good(
-    paths: Sequence[Path], seed: int, data_dir: Path
-) -> tuple[list[Path], list[Path]]:
+def split_good(paths: Sequence[Path], seed: int, data_dir: Path) -> tuple[list[Path], list[Path]]:
     """
     Hold out a tenth of the good pictures, two at least.
 
@@ -540,8 +583,10 @@ def _batches(
             rows = rng.choice(len(part), batch, replace=len(part) < batch)
             others, labels = reference.draw(rng, batch)
             yield (
-                {"good": network_input([part[row] for row in rows]),
-                 "reference": network_input(others)},
+                {
+                    "good": network_input([part[row] for row in rows]),
+                    "reference": network_input(others),
+                },
                 # Compactness has no target; Keras wants one for every output.
                 {"compactness": np.zeros((batch, 1), np.float32), "descriptiveness": labels},
             )

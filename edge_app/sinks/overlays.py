@@ -36,7 +36,8 @@ class Overlays:
         """Save the overlay, if the result has one, and return the result with its path."""
         if result.overlay_bgr is None:
             return result
-        stem = Path(result.frame.source).stem.replace(":", "")
+        # Cut short: with number and suffix the name must stay below what a file system takes.
+        stem = Path(result.frame.source).stem.replace(":", "")[:60]
         path = self._folder / f"{result.frame.index:06d}_{stem}.jpg"
         coded, data = cv2.imencode(".jpg", _labelled(result), [cv2.IMWRITE_JPEG_QUALITY, 92])
         if not coded:
