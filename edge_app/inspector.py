@@ -8,7 +8,7 @@ does no I/O.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -141,6 +141,8 @@ class Inspector:
         results = []
         if decision.closed is not None:
             results.append(self._part_result(decision.closed))
+            # The part has its own result; this frame's speaks of the frame.
+            decision = replace(decision, closed=None)
         if self._rules.mode == "part":
             self._keep_evidence(seen)
             results.append(self._result("frame", frame, decision, latency_ms))

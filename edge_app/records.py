@@ -7,6 +7,9 @@ from enum import StrEnum
 
 import numpy as np
 
+# The stages between a frame in memory and its decision.
+LOOP_STAGES = ("prepare", "locate", "encode", "score", "decide")
+
 
 class Verdict(StrEnum):
     """What is said of a frame or a part."""
@@ -171,3 +174,10 @@ class Result:
     overlay_bgr: np.ndarray | None = None
     map_01: np.ndarray | None = None
     heatmap: str | None = None
+
+    @property
+    def loop_ms(self) -> float | None:
+        """Milliseconds from the frame to its decision, without heatmap; None if it has no score."""
+        if "score" not in self.latency_ms:
+            return None
+        return sum(self.latency_ms.get(stage, 0.0) for stage in LOOP_STAGES)

@@ -76,3 +76,14 @@ def good_folder(tmp_path, still_frames) -> Path:
     for index, frame in enumerate(still_frames["good"][:84:7]):
         cv2.imwrite(str(folder / f"{index:03d}.png"), frame)
     return folder
+
+
+@pytest.fixture(scope="session")
+def weights_file(tmp_path_factory) -> Path:
+    """Weights of an untrained MobileNetV2 of width 0.35, for whatever needs some."""
+    keras = pytest.importorskip("keras", reason="needs the tools extra")
+    keras.utils.set_random_seed(0)
+    network = keras.applications.MobileNetV2((96, 96, 3), 0.35, include_top=False, weights=None)
+    path = tmp_path_factory.mktemp("weights") / "random.weights.h5"
+    network.save_weights(path)
+    return path

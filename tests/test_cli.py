@@ -70,6 +70,7 @@ def test_every_frame_has_a_line_with_every_field(clip_run, clip_frames, nut_path
         assert set(line) == fields and line["bundle_sha256"] == sha256
         assert (line["score"] is None) == (line["verdict"] in ("UNKNOWN", "EMPTY"))
         assert (line["reason"] is not None) == (line["verdict"] == "UNKNOWN")
+        assert (line["part_frames"] is not None) == (line["event"] == "part")
         assert line["time"].endswith("Z") and len(line["time"]) == 24
     assert {line["verdict"] for line in frames} == {"OK", "NG", "UNKNOWN", "EMPTY"}
 

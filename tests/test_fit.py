@@ -25,24 +25,15 @@ def nuts(tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    keras.utils.set_random_seed(0)
-    network = keras.applications.MobileNetV2((96, 96, 3), 0.35, include_top=False, weights=None)
-    path = tmp_path_factory.mktemp("weights") / "random.weights.h5"
-    network.save_weights(path)
-    return path
-
-
-def fit_argv(nuts, weights, out, *more):
-    argv = ["fit", "--data", nuts, "--weights", weights, "--out", out, "--size", SIZE]
+def fit_argv(nuts, weights_file, out, *more):
+    argv = ["fit", "--data", nuts, "--weights", weights_file, "--out", out, "--size", SIZE]
     return [str(arg) for arg in (*argv, *more)]
 
 
 @pytest.fixture(scope="module")
-def fitted(nuts, weights, tmp_path_factory):
+def fitted(nuts, weights_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("bundles") / "nut"
-    assert tools(fit_argv(nuts, weights, out, "--epochs", 3, "--activate")) == 0
+    assert tools(fit_argv(nuts, weights_file, out, "--epochs", 3, "--activate")) == 0
     return out
 
 
@@ -67,9 +58,9 @@ def test_the_device_inspects_with_it(fitted, nuts, tmp_path):
     assert {json.loads(line)["verdict"] for line in out.read_text().splitlines()} == {"EMPTY"}
 
 
-def test_the_same_seed_gives_the_same_bundle(fitted, nuts, weights, tmp_path):
+def test_the_same_seed_gives_the_same_bundle(fitted, nuts, weights_file, tmp_path):
     again = tmp_path / "again"
-    assert tools(fit_argv(nuts, weights, again, "--epochs", 3)) == 0
+    assert tools(fit_argv(nuts, weights_file, again, "--epochs", 3)) == 0
     one, other = load_bundle(fitted), load_bundle(again)
     assert one.encoder == other.encoder
     np.testing.assert_array_equal(one.reference["embeddings"], other.reference["embeddings"])
@@ -103,9 +94,9 @@ def test_evaluate_writes_every_figure(fitted, nuts, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_other_dtypes_judge_like_float32(fitted, nuts, weights, tmp_path, dtype):
+def test_other_dtypes_judge_like_float32(fitted, nuts, weights_file, tmp_path, dtype):
     out = tmp_path / dtype
-    assert tools(fit_argv(nuts, weights, out, "--dtype", dtype, "--no-decoder")) == 0
+    assert tools(fit_argv(nuts, weights_file, out, "--dtype", dtype, "--no-decoder")) == 0
     whole, small = load_bundle(fitted), load_bundle(out)
     assert len(small.encoder) < 0.7 * len(whole.encoder)
     assert small.manifest["encoder"]["dtype"] == dtype and small.decoder is None
@@ -114,9 +105,9 @@ def test_other_dtypes_judge_like_float32(fitted, nuts, weights, tmp_path, dtype)
     assert cosine.min() > (0.9999 if dtype == "float16" else 0.95)
 
 
-def test_encoder_only_needs_no_pictures_and_enrols(weights, nuts, tmp_path, capsys):
+def test_encoder_only_needs_no_pictures_and_enrols(weights_file, nuts, tmp_path, capsys):
     base = tmp_path / "base"
-    argv = ["fit", "--encoder-only", "--weights", weights, "--size", SIZE, "--out", base]
+    argv = ["fit", "--encoder-only", "--weights", weights_file, "--size", SIZE, "--out", base]
     assert tools([str(arg) for arg in argv]) == 0
     assert load_bundle(base).reference is None
     out = tmp_path / "enrolled"
@@ -137,9 +128,9 @@ def test_encoder_only_needs_no_pictures_and_enrols(weights, nuts, tmp_path, caps
         ({"--embedding-layer": "block_99"}, "nearest is"),
     ],
 )
-def test_bad_input(capsys, nuts, weights, tmp_path, change, says):
+def test_bad_input(capsys, nuts, weights_file, tmp_path, change, says):
     (tmp_path / "text.h5").write_text("text")
-    options = {"--data": nuts, "--weights": weights, "--out": tmp_path / "b", "--size": SIZE}
+    options = {"--data": nuts, "--weights": weights_file, "--out": tmp_path / "b", "--size": SIZE}
     options |= {key: str(value).format(tmp=tmp_path) for key, value in change.items()}
     argv = [str(word) for pair in options.items() for word in pair]
     assert tools(["fit", *argv]) == 2
@@ -148,12 +139,12 @@ def test_bad_input(capsys, nuts, weights, tmp_path, change, says):
     assert [path.name for path in tmp_path.iterdir()] == ["text.h5"]
 
 
-def test_too_few_good_images_say_how_many(capsys, nuts, weights, tmp_path):
+def test_too_few_good_images_say_how_many(capsys, nuts, weights_file, tmp_path):
     few = tmp_path / "few"
     few.mkdir()
     for path in sorted((nuts / "train" / "good").iterdir())[:5]:
         (few / path.name).write_bytes(path.read_bytes())
-    assert tools(fit_argv(few, weights, tmp_path / "b", "--no-decoder")) == 2
+    assert tools(fit_argv(few, weights_file, tmp_path / "b", "--no-decoder")) == 2
     assert "5 good images are too few for 5 neighbours" in capsys.readouterr().err
 
 

@@ -27,15 +27,6 @@ SHARED_WEIGHTS = Path(__file__).parents[2] / "shared" / "weights"
 
 
 @pytest.fixture(scope="module")
-def weights_file(tmp_path_factory):
-    keras.utils.set_random_seed(0)
-    network = keras.applications.MobileNetV2((96, 96, 3), 0.35, include_top=False, weights=None)
-    path = tmp_path_factory.mktemp("weights") / "random.weights.h5"
-    network.save_weights(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def encoder(weights_file):
     return build_encoder(weights_file, (96, 64))
 

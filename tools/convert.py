@@ -112,27 +112,32 @@ def run(args: argparse.Namespace) -> int:
 
 def _pictures(data_dir: Path | None, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     if data_dir is None:
-        # Smooth noise: white noise would die in the first convolutions and compare nothing.
-        coarse = np.random.default_rng(0).integers(0, 256, (PARITY_PICTURES, 12, 12, 3), np.uint8)
-        noise = np.stack([cv2.resize(one, size[::-1]) for one in coarse])
+        noise = smooth_noise(size)
         return noise, noise
-    from tqdm import tqdm
-
-    from edge_app.preprocess import Preprocessing, prepare
-    from edge_app.sources.folder import read_picture
-    from tools.inspection_set import good_pictures
+    from edge_app.preprocess import Preprocessing
+    from tools.inspection_set import good_pictures, read_prepared
 
     paths = good_pictures(data_dir)
     setting = _spread(paths, MAX_REPRESENTATIVE)
     # Compared, as far as there are enough, on pictures that did not set the ranges.
     unseen = [path for path in paths if path not in set(setting)] or setting
+    compared = _spread(unseen, PARITY_PICTURES)
     recipe = Preprocessing(size)
+    return tuple(np.stack(read_prepared(rows, recipe)) for rows in (setting, compared))
 
-    def read(rows: Sequence[Path]) -> np.ndarray:
-        bar = tqdm(rows, desc="reading good parts", unit="picture", delay=2, leave=False)
-        return np.stack([prepare(read_picture(path), recipe) for path in bar])
 
-    return read(setting), read(_spread(unseen, PARITY_PICTURES))
+def smooth_noise(size: tuple[int, int]) -> np.ndarray:
+    """
+    Seeded pictures to compare a conversion on where there are none.
+
+    Smooth, because white noise would die in the first convolutions and compare nothing.
+
+    Returns
+    -------
+    ndarray of uint8, shape (PARITY_PICTURES, *size, 3)
+    """
+    coarse = np.random.default_rng(0).integers(0, 256, (PARITY_PICTURES, 12, 12, 3), np.uint8)
+    return np.stack([cv2.resize(one, size[::-1]) for one in coarse])
 
 
 def _load_decoder(path: Path, encoder: keras.Model) -> keras.Model:

@@ -171,11 +171,7 @@ def _judge(inspector: Inspector, index: int, picture: TestPicture, wants_map: bo
         mask = np.zeros(difference.shape, bool)
         if picture.mask_path is not None:
             mask = read_mask(picture.mask_path, difference.shape)
-    stages = ("prepare", "locate", "encode", "score", "decide")
-    loop_ms = None
-    if "score" in result.latency_ms:
-        loop_ms = sum(result.latency_ms.get(stage, 0.0) for stage in stages)
-    return Judged(picture, result.decision.verdict, seen.score, loop_ms, difference, mask)
+    return Judged(picture, result.decision.verdict, seen.score, result.loop_ms, difference, mask)
 
 
 def _share(judged: list[Judged], verdict: Verdict) -> float:

@@ -31,10 +31,11 @@ from edge_app.enrol import (
 )
 from edge_app.errors import InputError
 from edge_app.heatmap import Decoder, difference_map
-from edge_app.preprocess import Preprocessing, prepare
+from edge_app.preprocess import Preprocessing
 from edge_app.records import Frame
 from edge_app.scorer import FEATURE_SCALINGS, SCORERS
-from edge_app.sources.folder import read_picture
+from edge_app.sources.folder import list_pictures, read_picture
+from tools.inspection_set import good_pictures, read_prepared
 
 if TYPE_CHECKING:
     import keras
@@ -129,14 +130,14 @@ def run(args: argparse.Namespace) -> int:
         refuse_too_few(len(paths), settings)
     if args.alpha is not None and args.weights != "imagenet":
         raise InputError("--alpha goes with --weights imagenet only: other weights know their own")
-    from tools.convert import convert_checked
+    from tools.convert import convert_checked, smooth_noise
 
     network, origin = _network(args)
     size = tuple(int(side) for side in network.input_shape[1:3])
     recipe = Preprocessing(size, args.region)
-    pictures = _read(paths, recipe)
+    pictures = read_prepared(paths, recipe)
     representative = np.stack(pictures) if pictures else None
-    compared = _noise(size) if representative is None else representative[:COMPARED]
+    compared = smooth_noise(size) if representative is None else representative[:COMPARED]
     encoder_bytes, _ = convert_checked("encoder", network, args.dtype, representative, compared)
     encoder = Encoder(encoder_bytes, SCALE, OFFSET)
     manifest = _manifest(args, encoder, origin, network, len(paths))
@@ -144,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
         bundle = write_bundle(args.out, manifest, encoder_bytes)
         print(f"bundle: {bundle.path} (encoder only, {_describe(bundle)})")
         return _done(args, bundle)
-    enrolment = _enrol(args, encoder, recipe, paths, pictures)
+    enrolment = _enrol(args, encoder, recipe, paths)
     reference, sections = learn_reference(
         enrolment.learnt, settings, args.rate, enrolment.empty_view
     )
@@ -182,8 +183,6 @@ def _describe(bundle: Bundle) -> str:
 def _good_paths(args: argparse.Namespace) -> tuple[Path, ...]:
     if args.data is None:
         return ()
-    from tools.inspection_set import good_pictures
-
     return good_pictures(args.data)
 
 
@@ -224,27 +223,13 @@ def _origin(weights: dict[str, Any], run: dict[str, Any] | None, remake: list) -
     }
 
 
-def _read(paths: Sequence[Path], recipe: Preprocessing) -> list[np.ndarray]:
-    from tqdm import tqdm
-
-    bar = tqdm(paths, desc="reading good pictures", unit="picture", delay=2, leave=False)
-    return [prepare(read_picture(path), recipe) for path in bar]
-
-
-def _noise(size: tuple[int, int]) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (8, *size, 3), dtype=np.uint8)
-
-
 def _enrol(
     args: argparse.Namespace,
     encoder: Encoder,
     recipe: Preprocessing,
     paths: Sequence[Path],
-    pictures: Sequence[np.ndarray],
 ) -> Enrolment:
     from tqdm import tqdm
-
-    from edge_app.sources.folder import list_pictures
 
     empty_folder = args.data / "train" / "empty"
     empty = _frames(list_pictures(empty_folder)) if empty_folder.is_dir() else ()

@@ -12,12 +12,14 @@ Labelled pictures of one part, in the folder layout of MVTec AD.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edge_app.errors import InputError
+from edge_app.preprocess import Preprocessing, prepare
 from edge_app.sources.folder import list_pictures, read_picture
 
 GOOD = "good"
@@ -134,6 +136,35 @@ def good_pictures(data_dir: Path | str) -> tuple[Path, ...]:
         raise InputError(f"{data_dir}: no such folder")
     train_good_dir = data_dir / "train" / GOOD
     return tuple(list_pictures(train_good_dir if train_good_dir.is_dir() else data_dir))
+
+
+def read_prepared(
+    paths: Iterable[Path], recipe: Preprocessing, what: str = "good pictures"
+) -> list[np.ndarray]:
+    """
+    Pictures decoded and prepared by the device's own code, with a progress bar.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+    recipe : Preprocessing
+    what : str
+        Named in the bar.
+
+    Returns
+    -------
+    list of ndarray of uint8, shape (*recipe.size, 3)
+        RGB.
+
+    Raises
+    ------
+    InputError
+        If a picture cannot be decoded.
+    """
+    from tqdm import tqdm
+
+    bar = tqdm(paths, desc=f"reading {what}", unit="picture", delay=2, leave=False)
+    return [prepare(read_picture(path), recipe) for path in bar]
 
 
 def read_mask(path: Path | str, shape: tuple[int, int]) -> np.ndarray:

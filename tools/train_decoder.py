@@ -120,22 +120,14 @@ def run(args: argparse.Namespace) -> int:
     if args.redraws is not None and args.redraws.suffix.lower() != ".png":
         raise InputError(f"--redraws {args.redraws}: wanted a name ending in .png")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from tqdm import tqdm
-
-    from edge_app.preprocess import Preprocessing, prepare
-    from edge_app.sources.folder import read_picture
-    from tools.inspection_set import good_pictures
+    from edge_app.preprocess import Preprocessing
+    from tools.inspection_set import good_pictures, read_prepared
     from tools.network import load_run
 
     paths = good_pictures(args.data)
     encoder, run_record = load_run(args.run)
     recipe = Preprocessing(tuple(encoder.input_shape[1:3]))
-    pictures_rgb = np.stack(
-        [
-            prepare(read_picture(path), recipe)
-            for path in tqdm(paths, desc="reading", unit="picture", delay=2, leave=False)
-        ]
-    )
+    pictures_rgb = np.stack(read_prepared(paths, recipe))
     decoder, report = train_decoder(encoder, pictures_rgb, args.kind, args.seed, args.epochs)
 
     run_record["decoder"] = {

@@ -313,16 +313,11 @@ def split_good(paths: Sequence[Path], seed: int, data_dir: Path) -> tuple[list[P
 
 
 def _decoded(paths: Sequence[Path], size: tuple[int, int], what: str) -> list[np.ndarray]:
-    # Decoded and resized once, by the device's own code: decoding again every step would cost
-    # more than the training itself.
-    from tqdm import tqdm
+    # Decoded and resized once: decoding again every step would cost more than the training itself.
+    from edge_app.preprocess import Preprocessing
+    from tools.inspection_set import read_prepared
 
-    from edge_app.preprocess import Preprocessing, prepare
-    from edge_app.sources.folder import read_picture
-
-    recipe = Preprocessing(size)
-    rows = tqdm(paths, desc=f"reading {what}", unit="picture", delay=2, leave=False)
-    return [prepare(read_picture(path), recipe) for path in rows]
+    return read_prepared(paths, Preprocessing(size), what)
 
 
 class Reference:

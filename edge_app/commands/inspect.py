@@ -92,8 +92,6 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
 class _Tally:
     """Prints verdicts as they come and the sums at the end."""
 
-    _STAGES = ("prepare", "locate", "encode", "score", "decide")
-
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._verdicts: dict[str, Counter[str]] = {"frame": Counter(), "part": Counter()}
@@ -109,7 +107,7 @@ class _Tally:
         decision = result.decision
         self._verdicts[result.event][str(decision.verdict)] += 1
         self._overlays += result.heatmap is not None
-        if decision.closed is None or result.event == "frame":
+        if decision.closed is None:
             self._count_frame(result)
         # Of a part seen on several frames only its own verdict is a row; an empty view is none.
         in_part = result.event == "frame" and decision.part is not None
@@ -122,8 +120,8 @@ class _Tally:
         if "prepare" not in result.latency_ms:
             self.unreadable += 1
             self.first_reason = self.first_reason or result.decision.reason
-        if "encode" in result.latency_ms:
-            self._row_ms.append(sum(result.latency_ms.get(stage, 0.0) for stage in self._STAGES))
+        if result.loop_ms is not None:
+            self._row_ms.append(result.loop_ms)
 
     def _print_row(self, result: Result) -> None:
         if not self._headed:
@@ -132,7 +130,7 @@ class _Tally:
         decision, closed = result.decision, result.decision.closed
         part = "-" if decision.part is None else str(decision.part)
         span = str(result.frame.index)
-        if closed is not None and result.event == "part":
+        if closed is not None:
             span = f"{closed.first_frame}-{closed.last_frame}"
         score = "-" if decision.score_smoothed is None else f"{decision.score_smoothed:.4f}"
         limit = "-" if result.threshold is None else f"{result.threshold:.4f}"
