@@ -8,7 +8,7 @@ from enum import StrEnum
 import numpy as np
 
 # The stages between a frame in memory and its decision.
-LOOP_STAGES = ("prepare", "locate", "encode", "score", "decide")
+LOOP_STAGES = ("locate", "align", "encode", "score", "decide")
 
 
 class Verdict(StrEnum):
@@ -55,10 +55,14 @@ class Encoding:
     ----------
     embedding : ndarray of float32, shape (d,)
     patches : ndarray of float32, shape (h, w, c)
+    maps : tuple of ndarray of float32, shape (h, w, c) each, or None
+        All maps in the order of `Encoder.map_shapes`, each of its own shape; the first is
+        `patches`. None stands for a map that the encoder was told not to read.
     """
 
     embedding: np.ndarray
     patches: np.ndarray
+    maps: tuple[np.ndarray | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from edge_app.encoder import Encoder
 from edge_app.errors import EdgeAppError, InputError
 from tools import convert
-from tools.network import build_encoder, layers_of
+from tools.network import build_encoder, layers_of, map_shapes_of
 
 keras = pytest.importorskip("keras", reason="conversion needs the tools extra")
 pytest.importorskip("tensorflow", reason="conversion needs the tools extra")
@@ -73,9 +73,14 @@ def arguments(run_dir, dtype, out, data=None):
 @pytest.mark.parametrize(("dtype", "closeness"), [("float32", 1e-6), ("float16", 1e-3)])
 def test_float_models_follow_keras(encoder, converted, pictures, dtype, closeness):
     report = convert.parity(encoder, converted[dtype], pictures)
-    assert report["inputs"] == len(pictures)
-    for output in ("embedding", "patches"):
-        assert report[output]["lowest_cosine"] > 1 - closeness
+    assert report.pop("inputs") == len(pictures)
+    assert {output: figures["layer"] for output, figures in report.items()} == {
+        "embedding": "block_3_expand_relu",
+        "patches": "block_1_expand_relu",
+        "map_block_3_expand_relu": "block_3_expand_relu",
+    }
+    for figures in report.values():
+        assert figures["lowest_cosine"] > 1 - closeness
 
 
 def test_int8_is_integer_throughout_and_still_follows(encoder, converted, pictures):
@@ -87,6 +92,7 @@ def test_int8_is_integer_throughout_and_still_follows(encoder, converted, pictur
     report = convert.parity(encoder, converted["int8"], pictures)
     assert 0.97 < report["patches"]["lowest_cosine"] < 1
     assert 0.97 < report["embedding"]["lowest_cosine"] < 1
+    assert 0.97 < report["map_block_3_expand_relu"]["lowest_cosine"] < 1
 
 
 def test_int8_input_reaches_black_and_white_whatever_the_sample(encoder, pictures):
@@ -105,11 +111,20 @@ def test_float16_halves_the_file(converted):
 
 
 def test_the_device_reads_the_same_numbers(encoder, converted, pictures):
-    device = Encoder(converted["float32"], scale=1 / 127.5, offset=-1.0)
+    shapes = map_shapes_of(encoder)
+    device = Encoder(converted["float32"], scale=1 / 127.5, offset=-1.0, map_shapes=shapes)
     encoding = device.encode(pictures[0])
-    embedding, patches = encoder.predict(pictures[:1].astype(np.float32) / 127.5 - 1, verbose=0)
-    assert np.allclose(encoding.embedding, embedding[0], atol=1e-4)
-    assert np.allclose(encoding.patches, patches[0], atol=1e-4)
+    want = encoder.predict(pictures[:1].astype(np.float32) / 127.5 - 1, verbose=0)
+    assert np.allclose(encoding.embedding, want[0][0], atol=1e-4)
+    assert np.allclose(encoding.patches, want[1][0], atol=1e-4)
+    for have, map_ in zip(encoding.maps, want[1:], strict=True):
+        assert np.allclose(have, map_[0], atol=1e-4)
+
+
+def test_parity_refuses_a_conversion_of_other_outputs(encoder, converted, pictures):
+    fewer = keras.Model(encoder.inputs[0], encoder.outputs[:2])
+    with pytest.raises(EdgeAppError, match="outputs have shapes"):
+        convert.parity(fewer, converted["float32"], pictures)
 
 
 @pytest.mark.parametrize("dtype", convert.DTYPES)
@@ -151,7 +166,10 @@ def test_command_writes_encoder_decoder_and_report(run_dir, good_dir, tmp_path, 
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["decoder.tflite", "encoder.tflite", "parity.json"]
     report = json.loads((tmp_path / "out" / "parity.json").read_text())
-    assert set(report["encoder"]) >= {"bytes", "dtype", "embedding", "patches"}
+    # encoder.keras lies there with its outputs, but the maps are chosen anew.
+    assert set(report["encoder"]) >= {
+        "bytes", "dtype", "embedding", "patches", "map_block_3_expand_relu"
+    }  # fmt: skip
     assert report["decoder"]["output"]["cosine"] > 0.9
     assert report["encoder"]["bytes"] == (tmp_path / "out" / "encoder.tflite").stat().st_size
     assert "encoder.tflite" in capsys.readouterr().out

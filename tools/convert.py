@@ -87,10 +87,12 @@ def run(args: argparse.Namespace) -> int:
     if args.dtype == "int8" and args.data is None:
         raise InputError("--dtype int8: wanted --data DIR with good parts, which set its ranges")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from tools.network import load_run, new_folder
+    from tools.network import encoder_from, new_folder
 
+    if not args.run.is_dir():
+        raise InputError(f"{args.run}: no such RUN folder")
     with new_folder(args.out) as folder:
-        encoder, _ = load_run(args.run)
+        encoder = encoder_from(args.run)
         representative, compared = _pictures(args.data, tuple(encoder.input_shape[1:3]))
         models = {"encoder": (encoder, representative, compared)}
         if (args.run / "decoder.keras").is_file():
@@ -152,7 +154,7 @@ def _load_decoder(path: Path, encoder: keras.Model) -> keras.Model:
     if tuple(decoder.input_shape[1:]) not in shapes:
         raise InputError(
             f"{path}: takes {tuple(decoder.input_shape[1:])}, but the encoder beside it gives "
-            f"{shapes[0]} and {shapes[1]}"
+            + " and ".join(map(str, shapes))
         )
     return decoder
 
@@ -168,13 +170,15 @@ def _outputs(entry: dict) -> dict[str, dict]:
 
 def _print_table(report: dict) -> None:
     print(
-        f"{'file':<16}{'bytes':>9}  {'output':<10}{'cosine':>10}{'lowest':>10}{'largest diff':>14}"
+        f"{'file':<16}{'bytes':>9}  {'output':<24}{'layer':<22}{'cosine':>9}{'lowest':>9}"
+        f"{'largest diff':>14}"
     )
     for name, entry in report.items():
         for output, figures in _outputs(entry).items():
             print(
-                f"{name + '.tflite':<16}{entry['bytes']:>9}  {output:<10}{figures['cosine']:>10.6f}"
-                f"{figures['lowest_cosine']:>10.6f}{figures['max_abs_difference']:>14.6f}"
+                f"{name + '.tflite':<16}{entry['bytes']:>9}  {output:<24}"
+                f"{figures.get('layer', '-'):<22}{figures['cosine']:>9.6f}"
+                f"{figures['lowest_cosine']:>9.6f}{figures['max_abs_difference']:>14.6f}"
             )
 
 
@@ -250,8 +254,8 @@ def to_tflite(model: keras.Model, dtype: str, representative: np.ndarray | None 
     Parameters
     ----------
     model : keras.Model
-        An encoder (pictures in, embedding and patches out) or a decoder (patches or embedding
-        in, picture out).
+        An encoder (pictures in, embedding, patches and further maps out) or a decoder (patches or
+        embedding in, picture out).
     dtype : {"float32", "float16", "int8"}
         float16 stores half-precision weights and computes in float32. int8 is full integer:
         int8 in, int8 out, nothing in between in float.
@@ -262,8 +266,8 @@ def to_tflite(model: keras.Model, dtype: str, representative: np.ndarray | None 
     Returns
     -------
     bytes
-        A TFLite file. Its signature names the outputs: "embedding" and "patches", or "output"
-        where there is only one.
+        A TFLite file. Its signature names the outputs as Keras does, or "output" where there is
+        only one; the device goes by their ranks and shapes.
 
     Raises
     ------
@@ -363,25 +367,49 @@ def parity(model: keras.Model, tflite_bytes: bytes, inputs: np.ndarray) -> dict:
     dict
         ``inputs`` (int) and per output name ``{"cosine", "lowest_cosine",
         "max_abs_difference"}``: mean and lowest cosine over the inputs, and the largest
-        difference of any element, int8 dequantised.
+        difference of any element, int8 dequantised; of an encoder also ``"layer"``, the
+        MobileNetV2 layer that the output comes from.
+
+    Raises
+    ------
+    EdgeAppError
+        If the conversion's outputs have other shapes than the model's, or two of one shape.
     """
-    from edge_app.encoder import quantise
+    from edge_app.encoder import quantise, read_float
     from edge_app.runtime import open_interpreter
+    from tools.network import output_layers
 
     rows = _model_inputs(inputs)
     expected = _named(model, model.predict(rows, verbose=0))
     interpreter = open_interpreter(tflite_bytes, 1)
-    runner = interpreter.get_signature_runner("serving_default")
-    takes, gives = runner.get_input_details()["input"], runner.get_output_details()
-    got: dict[str, list[np.ndarray]] = {name: [] for name in gives}
-    for row in rows:
-        for name, values in runner(input=quantise(row[None], takes)).items():
-            got[name].append(_dequantised(values, gives[name]))
+    (takes,) = interpreter.get_input_details()
+    # By shape, as the device finds them.
+    gives = {
+        tuple(int(n) for n in detail["shape"][1:]): detail
+        for detail in interpreter.get_output_details()
+    }
+    wanted = sorted(want.shape[1:] for want in expected.values())
+    if sorted(gives) != wanted:
+        raise EdgeAppError(
+            f"conversion: outputs have shapes {sorted(gives)}, wanted {wanted}, no two the same"
+        )
+    got: dict[str, list[np.ndarray]] = {name: [] for name in expected}
+    for row in inputs:
+        # In double precision like the device's table: black and white set the range of an int8
+        # input, which puts each pixel value midway between two steps, and float32 would round them
+        # to and fro.
+        values = row / 127.5 - 1.0 if row.dtype == np.uint8 else row
+        interpreter.set_tensor(takes["index"], quantise(values[None], takes))
+        interpreter.invoke()
+        for name, want in expected.items():
+            got[name].append(read_float(interpreter, gives[want.shape[1:]]))
+    layers = output_layers(model) if "embedding" in expected else {}
     report: dict = {"inputs": len(rows)}
     for name, want in expected.items():
-        have = np.concatenate(got[name])
+        have = np.stack(got[name])
         cosines = _cosine(want, have)
         report[name] = {
+            **({"layer": layers[name]} if name in layers else {}),
             "cosine": float(cosines.mean()),
             "lowest_cosine": float(cosines.min()),
             "max_abs_difference": float(np.abs(want - have).max()),
@@ -393,13 +421,6 @@ def _named(model: keras.Model, outputs: object) -> dict:
     if isinstance(outputs, list | tuple):
         return dict(zip(model.output_names, outputs, strict=True))
     return {"output": outputs}
-
-
-def _dequantised(row: np.ndarray, detail: dict) -> np.ndarray:
-    scale, zero_point = detail["quantization"]
-    if not scale:
-        return row.astype(np.float32)
-    return (row.astype(np.float32) - zero_point) * np.float32(scale)
 
 
 def _cosine(want: np.ndarray, have: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
 """
-The MobileNetV2 encoder: read it, build it cut at two layers, count its cost, choose its input.
+The MobileNetV2 encoder: read it, build it cut at some layers, count its cost, choose its input.
 
-An encoder takes float32 RGB pictures (B, H, W, 3) scaled ``x / 127.5 - 1`` and gives two
-outputs from one pass: the *embedding* (B, d), a layer averaged over the picture, and the
-*patches* (B, h, w, c), the feature map of an earlier layer.
+An encoder takes float32 RGB pictures (B, H, W, 3) scaled ``x / 127.5 - 1`` and gives several
+outputs from one pass: the *embedding* (B, d), a layer averaged over the picture; the *patches*
+(B, h, w, c), the feature map of a layer; and further *maps* of other layers that the pass computes
+anyway.
 
 References
 ----------
@@ -18,7 +19,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,11 +34,36 @@ ALPHAS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 
 EMBEDDING_LAYER = "out_relu"
 PATCH_LAYER = "block_13_expand_relu"
+# Names of the further outputs begin so: a layer of the bare name is in the network already.
+MAP_PREFIX = "map_"
+
+MAP_LAYERS = ("block_6_expand_relu", "block_9_add", "block_12_add")
+"""
+Layers of the further maps: what closes stride 8, and the ends of the two stages of stride 16 before
+the patch layer. Their channels differ, so that the device can tell the maps apart.
+"""
+
+# Instead of them, in a network that is cut too early to hold any of them beside its patch layer.
+EARLY_MAP_LAYERS = ("block_3_expand_relu", "block_5_add")
 
 PRESETS = {"fast": 20e6, "balanced": 100e6, "accurate": 300e6}
 """Budget of an encoder in multiply-adds of one picture."""
 
 INPUT_SIZES_PX = tuple(range(96, 321, 32))
+"""Sides of square inputs. Inputs of other shapes keep between their least and most pixels."""
+
+# Sides of inputs that are not square. 16 is the stride of the patch maps: another side would let
+# the last column of cells see mostly padding. A side below 48 has too few cells to place a defect,
+# one above 512 holds more than the camera gives of a part.
+SIDE_STEP_PX = 16
+SIDES_PX = tuple(range(48, 513, SIDE_STEP_PX))
+# Up to here a crop is taken for square: rounding a side to a multiple of 16 changes as much.
+SQUARE_STRETCH = 1.05
+# How dear a stretched picture is: with 3, one stretched by 10 % counts as one of a quarter fewer
+# pixels. A judgement, not measured.
+STRETCH_POWER = 3
+# Where even the smallest size is dear: what it may stretch a crop by, to save pixels.
+MOST_STRETCH = 1.15
 
 # Where a preset ends the network. On held-out good pictures against drawn defects the average of
 # this layer told more apart than that of the last one (alpha 0.35, 128 px, 30 good pictures,
@@ -155,9 +181,10 @@ def build_encoder(
     embedding_layer: str = EMBEDDING_LAYER,
     patch_layer: str = PATCH_LAYER,
     alpha: float | None = None,
+    map_layers: Sequence[str] | None = None,
 ) -> keras.Model:
     """
-    Build the encoder; no layer deeper than the deeper of the two outputs remains in it.
+    Build the encoder; no layer deeper than the deepest of its outputs remains in it.
 
     Parameters
     ----------
@@ -169,17 +196,24 @@ def build_encoder(
         Names of MobileNetV2 layers. The first is averaged over the picture.
     alpha : float, optional
         Width multiplier; read from a weights file, required otherwise.
+    map_layers : sequence of str, optional
+        Layers of the further maps; the patch layer among them is passed over. None takes what
+        costs nothing: those of `MAP_LAYERS` that the first two outputs need anyway, or, where
+        there are none beside the patch layer, those of `EARLY_MAP_LAYERS`, without those whose
+        map has the shape of another. An empty sequence: no further maps.
 
     Returns
     -------
     keras.Model
         Input float32 RGB (B, height, width, 3) scaled ``x / 127.5 - 1``; outputs
-        ``[embedding (B, d), patches (B, h, w, c)]`` from layers of these names.
+        ``[embedding (B, d), patches (B, h, w, c), *further maps (B, h, w, c)]``, all maps of
+        different shapes. The outputs are named "embedding", "patches" and "map_" + layer.
 
     Raises
     ------
     InputError
-        For an unknown layer, unusable weights, a missing alpha or a size below 32.
+        For an unknown layer, map layers of the same shape, unusable weights, a missing alpha or a
+        size below 32.
     """
     import keras
 
@@ -214,17 +248,56 @@ def build_encoder(
         except Exception as error:
             # h5py and Keras raise many kinds here for a truncated or foreign file.
             raise InputError(f"{file}: {str(error).splitlines()[0]}") from error
-    return _cut(network, embedding_layer, patch_layer)
+    return _cut(network, embedding_layer, patch_layer, map_layers)
 
 
-def _cut(network: keras.Model, embedding_layer: str, patch_layer: str) -> keras.Model:
+def _cut(
+    network: keras.Model,
+    embedding_layer: str,
+    patch_layer: str,
+    map_layers: Sequence[str] | None,
+) -> keras.Model:
     import keras
 
     embedding_map = _layer(network, embedding_layer).output
     patch_map = _layer(network, patch_layer).output
-    embedding = keras.layers.GlobalAveragePooling2D(name="embedding")(embedding_map)
-    patches = keras.layers.Identity(name="patches")(patch_map)
-    return keras.Model(network.inputs[0], [embedding, patches], name="encoder")
+    if map_layers is None:
+        needed = keras.Model(network.inputs[0], [embedding_map, patch_map])
+        map_layers = _maps_at_no_cost(needed, patch_layer)
+    outputs = [
+        keras.layers.GlobalAveragePooling2D(name="embedding")(embedding_map),
+        keras.layers.Identity(name="patches")(patch_map),
+    ]
+    taken = {tuple(patch_map.shape[1:]): patch_layer}
+    for name in dict.fromkeys(map_layers):
+        if name == patch_layer:
+            continue
+        output = _layer(network, name).output
+        shape = tuple(output.shape[1:])
+        if shape in taken:
+            raise InputError(
+                f"map layer {name!r}: its map is {' x '.join(map(str, shape))} like that of "
+                f"{taken[shape]!r}, wanted different shapes, by which the device tells maps apart"
+            )
+        taken[shape] = name
+        outputs.append(keras.layers.Identity(name=MAP_PREFIX + name)(output))
+    return keras.Model(network.inputs[0], outputs, name="encoder")
+
+
+def _maps_at_no_cost(needed: keras.Model, patch_layer: str) -> list[str]:
+    """The default further maps among the layers of `needed`, no two maps of one shape."""
+    present = {layer.name for layer in needed.layers}
+    for candidates in (MAP_LAYERS, EARLY_MAP_LAYERS):
+        taken = {tuple(needed.get_layer(patch_layer).output.shape[1:])}
+        chosen = []
+        for name in candidates:
+            shape = tuple(needed.get_layer(name).output.shape[1:]) if name in present else None
+            if shape is not None and shape not in taken:
+                taken.add(shape)
+                chosen.append(name)
+        if chosen:
+            return chosen
+    return []
 
 
 def _layer(network: keras.Model, name: str) -> keras.Layer:
@@ -256,7 +329,7 @@ def unknown_layer(name: str, names: list[str]) -> str:
 
 def layers_of(encoder: keras.Model) -> tuple[str, str]:
     """
-    Names of the MobileNetV2 layers that an encoder's two outputs come from.
+    Names of the MobileNetV2 layers that an encoder's embedding and patches come from.
 
     Parameters
     ----------
@@ -268,11 +341,64 @@ def layers_of(encoder: keras.Model) -> tuple[str, str]:
     embedding_layer, patch_layer : str
         As `build_encoder` takes them.
     """
-    sources = [encoder.get_layer(name).input for name in ("embedding", "patches")]
-    embedding, patches = (
-        next(layer.name for layer in encoder.layers if layer.output is source) for source in sources
-    )
+    embedding, patches, *_ = output_layers(encoder).values()
     return embedding, patches
+
+
+def map_layers_of(encoder: keras.Model) -> tuple[str, ...]:
+    """
+    Names of the MobileNetV2 layers of an encoder's maps, the patch layer first.
+
+    Parameters
+    ----------
+    encoder : keras.Model
+        As from `build_encoder`, also after saving and loading.
+
+    Returns
+    -------
+    tuple of str
+        In the order of `map_shapes_of`; as ``map_layers`` of `build_encoder` they give the same
+        maps again.
+    """
+    return tuple(output_layers(encoder).values())[1:]
+
+
+def map_shapes_of(encoder: keras.Model) -> tuple[tuple[int, int, int], ...]:
+    """
+    Shapes (h, w, c) of an encoder's maps, the patches first.
+
+    Parameters
+    ----------
+    encoder : keras.Model
+        As from `build_encoder`, also after saving and loading.
+
+    Returns
+    -------
+    tuple of (int, int, int)
+        As `edge_app.encoder.Encoder` and the manifest's ``encoder.map_shapes`` take them.
+    """
+    return tuple(tuple(output.shape[1:]) for output in encoder.outputs[1:])
+
+
+def output_layers(encoder: keras.Model) -> dict[str, str]:
+    """
+    The MobileNetV2 layer that each output of an encoder comes from.
+
+    Parameters
+    ----------
+    encoder : keras.Model
+        As from `build_encoder`, also after saving and loading.
+
+    Returns
+    -------
+    dict of str to str
+        Name of the output to name of the layer, in the order of the outputs.
+    """
+    sources = {name: encoder.get_layer(name).input for name in encoder.output_names}
+    return {
+        name: next(layer.name for layer in encoder.layers if layer.output is source)
+        for name, source in sources.items()
+    }
 
 
 @contextmanager
@@ -362,6 +488,7 @@ def encoder_from(
     embedding_layer: str | None = None,
     patch_layer: str | None = None,
     alpha: float | None = None,
+    map_layers: Sequence[str] | None = None,
 ) -> keras.Model:
     """
     Build an encoder from whatever a user names: a weights file, "imagenet" or a RUN folder.
@@ -376,6 +503,8 @@ def encoder_from(
         None keeps the RUN's, or takes the defaults of `build_encoder`.
     alpha : float, optional
         As in `build_encoder`; a RUN knows its own.
+    map_layers : sequence of str, optional
+        As in `build_encoder`, whatever outputs a RUN was trained with.
 
     Returns
     -------
@@ -392,16 +521,29 @@ def encoder_from(
         if size is None:
             raise InputError(f"weights {weights}: an input size must be given")
         return build_encoder(
-            weights, size, embedding_layer or EMBEDDING_LAYER, patch_layer or PATCH_LAYER, alpha
+            weights,
+            size,
+            embedding_layer or EMBEDDING_LAYER,
+            patch_layer or PATCH_LAYER,
+            alpha,
+            map_layers,
         )
     trained, run = load_run(weights)
     if alpha is not None and alpha != run["alpha"]:
         raise InputError(f"{weights}: has alpha {run['alpha']}, but alpha {alpha} was asked for")
     run_layers = (run["embedding_layer"], run["patch_layer"])
-    encoder = build_encoder(None, size or tuple(run["size"]), *run_layers, alpha=run["alpha"])
-    encoder.set_weights(trained.get_weights())
-    wanted = (embedding_layer or run_layers[0], patch_layer or run_layers[1])
-    return encoder if wanted == run_layers else _cut(encoder, *wanted)
+    encoder = build_encoder(None, size or tuple(run["size"]), *run_layers, run["alpha"], ())
+    # Layer by layer: the order of a model's weights depends on which outputs it has.
+    trained_layers = {layer.name: layer for layer in trained.layers}
+    for layer in encoder.layers:
+        if layer.weights:
+            if layer.name not in trained_layers:
+                raise InputError(
+                    f"{weights}: run.json names {' and '.join(run_layers)}, but encoder.keras "
+                    f"has no layer {layer.name}"
+                )
+            layer.set_weights(trained_layers[layer.name].get_weights())
+    return _cut(encoder, embedding_layer or run_layers[0], patch_layer or run_layers[1], map_layers)
 
 
 def alpha_of(weights: str | Path) -> float:
@@ -462,7 +604,9 @@ def multiply_adds(model: keras.Model) -> int:
     return total
 
 
-def encoder_multiply_adds(alpha: float, size: int, embedding_layer: str = EMBEDDING_LAYER) -> int:
+def encoder_multiply_adds(
+    alpha: float, size: tuple[int, int], embedding_layer: str = EMBEDDING_LAYER
+) -> int:
     """
     Multiply-adds of an encoder that has not been built, from the shapes of its blocks.
 
@@ -470,7 +614,7 @@ def encoder_multiply_adds(alpha: float, size: int, embedding_layer: str = EMBEDD
     ----------
     alpha : float
         Width multiplier.
-    size : int
+    size : (int, int)
         Height and width in pixels.
     embedding_layer : str
         One of `CUTS`, where the network ends.
@@ -480,22 +624,51 @@ def encoder_multiply_adds(alpha: float, size: int, embedding_layer: str = EMBEDD
     int
         Equal to `multiply_adds` of the built encoder.
     """
-    total, side = 0, size
+    total, (height, width) = 0, size
     for row in _convolutions(alpha):
-        side = -(-side // row.stride)
-        total += side * side * math.prod(row.kernel_shape)
+        height, width = -(-height // row.stride), -(-width // row.stride)
+        total += height * width * math.prod(row.kernel_shape)
         if row.name == CUTS[embedding_layer][0]:
             break
     return total
 
 
-def choose_input(alpha: float, preset: str) -> tuple[int, str, str]:
+def shaped(pixels: int, aspect: float) -> tuple[int, int]:
+    """
+    The size of about so many pixels that stretches a crop least.
+
+    Parameters
+    ----------
+    pixels : int
+        Height times width wanted.
+    aspect : float
+        Width over height of the crop; within 5 % of 1 it counts as square.
+
+    Returns
+    -------
+    (int, int)
+        Height and width, multiples of 16 pixels unless square.
+    """
+    if max(aspect, 1 / aspect) <= SQUARE_STRETCH:
+        side = round(math.sqrt(pixels))
+        return side, side
+    step = SIDE_STEP_PX
+    height = max(SIDES_PX[0], step * round(math.sqrt(pixels / aspect) / step))
+    return height, max(SIDES_PX[0], step * round(height * aspect / step))
+
+
+def choose_input(
+    alpha: float, preset: str, aspect: float = 1.0
+) -> tuple[tuple[int, int], str, str]:
     """
     Choose input size and cut of an encoder inside the budget of a preset.
 
-    The rule: the largest size of `INPUT_SIZES_PX` at which the network cut at `PRESET_LAYER`
-    fits; if it does not even fit at the smallest size, that size with the deepest earlier one of
-    `CUTS` that fits.
+    The rule: of the sizes at which the network cut at `PRESET_LAYER` fits, the one with the most
+    pixels that stretches the crop least (pixels over stretch to the power `STRETCH_POWER`); if
+    none fits, the fewest pixels that stretch the crop by no more than `MOST_STRETCH`, with the
+    deepest earlier one of `CUTS` that fits. Sizes are the
+    squares of `INPUT_SIZES_PX` where the crop is as good as square, else all sides of `SIDES_PX`
+    with no fewer and no more pixels than those squares.
 
     Parameters
     ----------
@@ -503,10 +676,12 @@ def choose_input(alpha: float, preset: str) -> tuple[int, str, str]:
         Width multiplier of the weights.
     preset : str
         A key of `PRESETS`.
+    aspect : float
+        Width over height of the crop that becomes the input.
 
     Returns
     -------
-    size : int
+    size : (int, int)
         Height and width in pixels.
     embedding_layer, patch_layer : str
         For `build_encoder`.
@@ -514,14 +689,27 @@ def choose_input(alpha: float, preset: str) -> tuple[int, str, str]:
     Raises
     ------
     InputError
-        If the preset is unknown or no choice fits.
+        If the preset is unknown, the aspect no positive number, or no choice fits.
     """
     if preset not in PRESETS:
         raise InputError(f"preset {preset!r}: wanted one of {', '.join(PRESETS)}")
-    choices = [(size, PRESET_LAYER) for size in reversed(INPUT_SIZES_PX)]
+    if not (math.isfinite(aspect) and aspect > 0):
+        raise InputError(f"aspect {aspect}: wanted width over height, a number above 0")
+
+    def stretch(size: tuple[int, int]) -> float:
+        ratio = size[1] / size[0] / aspect
+        return max(ratio, 1 / ratio)
+
+    if stretch((1, 1)) <= SQUARE_STRETCH:
+        sizes = [(side, side) for side in INPUT_SIZES_PX]
+    else:
+        least, most = INPUT_SIZES_PX[0] ** 2, INPUT_SIZES_PX[-1] ** 2
+        sizes = [(h, w) for h in SIDES_PX for w in SIDES_PX if least <= h * w <= most]
+    by_worth = sorted(sizes, key=lambda size: math.prod(size) / stretch(size) ** STRETCH_POWER)
+    smallest = min(sizes, key=lambda size: (max(stretch(size), MOST_STRETCH), math.prod(size)))
     layers = list(CUTS)
-    earlier = layers[layers.index(PRESET_LAYER) + 1 :]
-    choices += [(INPUT_SIZES_PX[0], layer) for layer in earlier]
+    choices = [(size, PRESET_LAYER) for size in reversed(by_worth)]
+    choices += [(smallest, layer) for layer in layers[layers.index(PRESET_LAYER) + 1 :]]
     for size, layer in choices:
         if encoder_multiply_adds(alpha, size, layer) <= PRESETS[preset]:
             return size, layer, CUTS[layer][1]
@@ -529,5 +717,6 @@ def choose_input(alpha: float, preset: str) -> tuple[int, str, str]:
     raise InputError(
         f"preset {preset}: its {PRESETS[preset] / 1e6:.0f} million multiply-adds are too few for "
         f"alpha {alpha}, which needs {encoder_multiply_adds(alpha, size, layer) / 1e6:.0f} million "
-        f"at {size} pixels even when cut at {layer}; use smaller weights or another preset"
+        f"at {size[0]} x {size[1]} pixels even when cut at {layer}; use smaller weights or another "
+        "preset"
     )

@@ -167,6 +167,8 @@ def run(args: argparse.Namespace) -> int:
             embedding_layer=args.embedding_layer,
             patch_layer=args.patch_layer,
             alpha=args.alpha,
+            # Further maps need no training: whoever loads the RUN takes them from its layers.
+            map_layers=(),
         )
         freeze(encoder, args.freeze_to)
         size = tuple(encoder.input_shape[1:3])
