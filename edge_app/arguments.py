@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from edge_app.errors import InputError
+
+
+def whole_from_0(text: str) -> int:
+    """A whole number from 0."""
+    return _whole(text, 0)
 
 
 def whole_from_1(text: str) -> int:
     """A whole number from 1."""
+    return _whole(text, 1)
+
+
+def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number from 1")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number from {least}")
     return value
 
 
@@ -38,3 +50,24 @@ def region(text: str) -> tuple[float, float, float, float]:
             f"got {text!r}, wanted left,top,right,bottom from 0 to 1 such as 0.25,0.1,0.75,0.9"
         )
     return left, top, right, bottom
+
+
+def refuse_unwritable(path: Path | str) -> None:
+    """
+    Find out before minutes of work, not after, that a result cannot be written.
+
+    Raises
+    ------
+    InputError
+        Naming the path and why.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        with open(path, "ab"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None

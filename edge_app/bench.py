@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -22,13 +23,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edge_app.bundle import Bundle, made_now, write_bundle
+from edge_app.align import Alignment, read_alignment
+from edge_app.bundle import LEARNT, Bundle, made_now, write_bundle
 from edge_app.config import DecisionConfig
-from edge_app.enrol import Learnt, ScorerSettings, learn_reference
 from edge_app.errors import InputError
+from edge_app.foreground import FIND_SIDE
 from edge_app.inspector import Inspector, build_encoder
+from edge_app.learn_neighbours import ScorerSettings, fit_scorer
+from edge_app.learnt_pictures import unpack
 from edge_app.preprocess import Preprocessing, prepare
-from edge_app.presence import empty_view_of
 from edge_app.records import Frame
 from edge_app.runtime import open_interpreter
 from edge_app.sources import Source
@@ -72,17 +75,23 @@ def bench(
     dict
         As in the design: `encoder_ms`, `loop_ms`, `score_ms`, `read_ms`, `loop_over_encoder`,
         `score_over_encoder`, `stages_ms`, `start_to_first_verdict_s`, `peak_rss_mb`, `runtime`,
-        `threads`, `frames`, and what was measured: `scorer`, `references`, `input_size`,
-        `frame_size`.
+        `threads`, `frames`, and what was measured: `scorer`, `references`,
+        `reference_bytes`, `input_size`, `frame_size`.
     """
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="edge-app-bench-") as folder:
-        frames_bgr = _take(source) if source else [_picture(rng) for _ in range(8)]
+        frames_bgr = _take(source) if source else _frames(bundle, rng)
         picture = Path(folder) / "frame.jpg"
         cv2.imwrite(os.fspath(picture), frames_bgr[0])
         if references or scorer:
             bundle = _with_reference(
-                bundle, scorer or ScorerSettings(), references, frames_bgr, rng, folder, threads
+                bundle,
+                scorer or ScorerSettings("lof"),
+                references,
+                frames_bgr,
+                rng,
+                folder,
+                threads,
             )
         if source is None and bundle.manifest["presence"] is not None:
             bundle = _without_empty(bundle, folder)
@@ -128,10 +137,48 @@ def bench(
         "threads": threads,
         "frames": loops,
         "scorer": bundle.manifest["scorer"],
-        "references": len(inspector.scorer),
+        "references": len(bundle.reference["scores"]),
+        "reference_bytes": _held_bytes(bundle),
         "input_size": list(bundle.size),
         "frame_size": list(frames_bgr[0].shape[:2]),
     }
+
+
+def _held_bytes(bundle: Bundle) -> int:
+    """Bytes of the reference arrays as they are held in memory, in single precision."""
+    arrays = bundle.reference.values()
+    return sum(4 * array.size if array.dtype.kind == "f" else array.nbytes for array in arrays)
+
+
+def _frames(bundle: Bundle, rng: np.random.Generator) -> list[np.ndarray]:
+    """Seeded pictures; where the bundle looks for a part, its learnt ones on a plain background."""
+    alignment = read_alignment(bundle.manifest["alignment"], bundle.reference or {})
+    if alignment.recipe == "none":
+        return [_picture(rng) for _ in range(8)]
+    content = bundle.learnt()
+    if content is None:
+        raise InputError(
+            f"{bundle.path}: looks for a part and holds no picture of one: name a SOURCE with parts"
+        )
+    pictures = unpack(content, str(bundle.path / LEARNT))
+    return [_on_background(picture.pixels_rgb, alignment) for picture in pictures[:8]]
+
+
+def _on_background(pixels_rgb: np.ndarray, alignment: Alignment) -> np.ndarray:
+    """A learnt picture as large in a frame of FRAME_SHAPE as it was in its own, BGR uint8."""
+    height, width = FRAME_SHAPE
+    scale = max(FRAME_SHAPE) / (FIND_SIDE * alignment.zoom)
+    rows, columns = (
+        min(round(side * scale), most)
+        for side, most in zip(alignment.template.shape, FRAME_SHAPE, strict=True)
+    )
+    part_bgr = cv2.resize(pixels_rgb[:, :, ::-1], (columns, rows), interpolation=cv2.INTER_AREA)
+    rim = np.concatenate([part_bgr[0], part_bgr[-1], part_bgr[:, 0], part_bgr[:, -1]])
+    frame_bgr = np.empty((height, width, 3), np.uint8)
+    frame_bgr[:] = np.median(rim, axis=0).astype(np.uint8)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    frame_bgr[top : top + rows, left : left + columns] = part_bgr
+    return frame_bgr
 
 
 def _picture(rng: np.random.Generator) -> np.ndarray:
@@ -171,12 +218,13 @@ def _with_reference(
     Seeded rows are the encoder's own embeddings of the frames under seeded changes of light, place
     and noise: rows drawn from a plain random generator would not lie as embeddings do.
     """
+    known = bundle.reference or {}
     if references is None:
-        if bundle.reference is None:
+        if "embeddings" not in known:
             raise InputError(
-                f"{bundle.path}: holds no reference: say how many rows, --references N"
+                f"{bundle.path}: holds no pooled embeddings: say how many rows, --references N"
             )
-        embeddings = bundle.reference["embeddings"]
+        embeddings = known["embeddings"]
     else:
         encoder = build_encoder(bundle, threads)
         recipe = Preprocessing(bundle.size, bundle.region)
@@ -188,11 +236,28 @@ def _with_reference(
             pixels += rng.normal(0, 4, pixels.shape)
             rows.append(encoder.encode(np.clip(pixels, 0, 255).astype(np.uint8)).embedding)
         embeddings = np.stack(rows)
-    ids = np.array([str(index) for index in range(len(embeddings))])
-    reference, sections = learn_reference(
-        Learnt(embeddings, ids), scorer, 0.01, empty_view_of(bundle)
-    )
-    manifest = {**bundle.manifest, **sections, "made": made_now("edge-app bench")}
+    count = len(embeddings)
+    reference = {
+        "embeddings": embeddings,
+        "image_ids": np.array([str(index) for index in range(count)]),
+        # Nobody asks for verdicts here, so no picture is held out.
+        "scores": np.zeros(count),
+        **{name: known[name] for name in known if name.startswith(("align_", "empty_"))},
+        **fit_scorer(embeddings, scorer),
+    }
+    threshold = {
+        "value": 0.0,
+        "method": "none: measured for its cost",
+        "wanted_rate": 0.01,
+        "supported_rate": 1 / (count + 1),
+        "images": count,
+    }
+    manifest = {
+        **bundle.manifest,
+        "scorer": asdict(scorer),
+        "threshold": threshold,
+        "made": made_now("edge-app bench"),
+    }
     return write_bundle(
         Path(folder) / "bundle", manifest, bundle.encoder, bundle.decoder, reference
     )
@@ -276,7 +341,8 @@ def report(figures: dict[str, Any], json_path: str | None) -> None:
     print(
         f"{figures['runtime']}, {figures['threads']} thread(s), input {width} x {height}, frames "
         f"{figures['frame_size'][1]} x {figures['frame_size'][0]}, "
-        f"{figures['scorer']['kind']} over {figures['references']} references"
+        f"{figures['scorer']['kind']} over {figures['references']} references "
+        f"({figures['reference_bytes'] / 1e6:.1f} MB)"
     )
     print(f"bare encoder call    {figures['encoder_ms']:8.3f} ms")
     for stage, ms in figures["stages_ms"].items():

@@ -7,6 +7,7 @@ The bundle: everything one part's inspection needs, as arrays and a manifest, ne
              encoder.tflite
              decoder.tflite   or none
              reference.npz    or none (a bundle that only carries an encoder, for enrolling)
+             learnt.npz       or none: the good pictures themselves, for learning on
 
 A bundle is immutable. It is written under a temporary name, synced, and renamed; the one in use is
 a symlink ``current`` replaced by rename. `manifest_sha256`, called `bundle_sha256` everywhere else,
@@ -33,11 +34,14 @@ from typing import Any
 import numpy as np
 
 from edge_app import __version__
+from edge_app.align import read_alignment
 from edge_app.errors import BundleError, InputError
 from edge_app.manifest import SCHEMA_VERSION, canonical_sha256, check_fields, read_manifest
+from edge_app.patches import check_arrays, read_components
 
 MANIFEST = "manifest.json"
 ENCODER, DECODER, REFERENCE = "encoder.tflite", "decoder.tflite", "reference.npz"
+LEARNT = "learnt.npz"
 CURRENT = "current"
 
 
@@ -55,8 +59,8 @@ class Bundle:
         Content of ``encoder.tflite``.
     decoder : bytes or None
     reference : dict of str to ndarray, or None
-        Read-only arrays: `embeddings` (n, d) float32, `image_ids` (n,) str, `scores` (n,) float64
-        (each image's score when it was held out), `axes`, and what the scorer's kind needs.
+        Read-only arrays: `image_ids` (n,) str, `scores` (n,) float64 (each image's score when it
+        was held out), and what the scorer's kind and the alignment need.
     """
 
     path: Path
@@ -73,6 +77,24 @@ class Bundle:
     def size(self) -> tuple[int, int]:
         """(height, width) of the encoder's input."""
         return tuple(self.manifest["input"]["size"])
+
+    @property
+    def map_shapes(self) -> list[tuple[int, int, int]]:
+        """(h, w, c) of each of the encoder's patch maps."""
+        encoder = self.manifest["encoder"]
+        return [tuple(shape) for shape in encoder.get("map_shapes") or [encoder["patch_shape"]]]
+
+    def learnt(self) -> bytes | None:
+        """
+        Content of ``learnt.npz``, verified; read only now, because no inspection needs it.
+
+        Raises
+        ------
+        BundleError
+            If the file is missing or not the one the manifest names.
+        """
+        entry = self.manifest["files"].get(LEARNT)
+        return None if entry is None else _read_file(self.path, LEARNT, entry)
 
     @property
     def region(self) -> tuple[float, float, float, float] | None:
@@ -100,7 +122,8 @@ def load_bundle(path: Path | str) -> Bundle:
         raise BundleError(f"{path}: is a file, wanted a bundle's folder with {MANIFEST}")
     path = path.resolve()
     manifest = read_manifest(path / MANIFEST)
-    contents = {name: _read_file(path, name, entry) for name, entry in manifest["files"].items()}
+    files = manifest["files"]
+    contents = {name: _read_file(path, name, files[name]) for name in files if name != LEARNT}
     if ENCODER not in contents:
         raise BundleError(f"{path / MANIFEST}: files names no {ENCODER}")
     for section, name in (("scorer", REFERENCE), ("threshold", REFERENCE), ("decoder", DECODER)):
@@ -117,7 +140,7 @@ def load_bundle(path: Path | str) -> Bundle:
 
 
 def _read_file(path: Path, name: str, entry: Any) -> bytes:
-    if name not in (ENCODER, DECODER, REFERENCE):
+    if name not in (ENCODER, DECODER, REFERENCE, LEARNT):
         raise BundleError(f"{path / MANIFEST}: files names {name!r}, which no bundle holds")
     check_fields(path / MANIFEST, f"files.{name}.", entry, {"sha256": (str,), "bytes": (int,)})
     try:
@@ -156,6 +179,31 @@ def _read_reference(path: Path, content: bytes, manifest: dict) -> dict[str, np.
         raise BundleError(f"{path}: is not a plain array archive: {error}") from None
     for array in arrays.values():
         array.setflags(write=False)
+    scores = arrays.get("scores")
+    count = len(scores) if scores is not None and scores.ndim else 0
+    wanted: dict[str, tuple[int | None, ...]] = {"image_ids": (count,), "scores": (count,)}
+    if manifest["presence"] is not None:
+        wanted |= {"empty_view": (None, None)}
+    scorer = manifest["scorer"]
+    if scorer["kind"] != "patches":
+        wanted |= _neighbour_shapes(path, arrays, manifest)
+    for name, shape in wanted.items():
+        _check_array(path, name, arrays.get(name), shape)
+    encoder = manifest["encoder"]
+    map_shapes = encoder.get("map_shapes") or [encoder["patch_shape"]]
+    try:
+        if scorer["kind"] == "patches":
+            check_arrays(read_components(scorer), arrays, map_shapes)
+        read_alignment(manifest["alignment"], arrays)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}") from None
+    return arrays
+
+
+def _neighbour_shapes(
+    path: Path, arrays: Mapping[str, np.ndarray], manifest: dict
+) -> dict[str, tuple[int | None, ...]]:
+    """Arrays that the pooled scorers need, and their shapes."""
     (dim,) = manifest["encoder"]["embedding_shape"]
     embeddings = arrays.get("embeddings")
     if embeddings is None or embeddings.ndim != 2 or embeddings.shape[1] != dim:
@@ -173,15 +221,11 @@ def _read_reference(path: Path, content: bytes, manifest: dict) -> dict[str, np.
         wanted |= {"k_distance": (count,), "density": (count,)}
     if scorer["feature_scaling"] == "minmax":
         wanted |= {"scaling_low": (dim,), "scaling_span": (dim,)}
-    if manifest["presence"] is not None:
-        wanted |= {"empty_view": (None, None)}
-    for name, shape in wanted.items():
-        _check_array(path, name, arrays.get(name), shape)
     if not 1 <= scorer["k"] <= count:
         raise BundleError(
             f"{path.parent / MANIFEST}: scorer.k is {scorer['k']}, wanted 1 to {count}"
         )
-    return arrays
+    return wanted
 
 
 def _check_array(
@@ -210,6 +254,7 @@ def write_bundle(
     encoder: bytes,
     decoder: bytes | None = None,
     reference: Mapping[str, np.ndarray] | None = None,
+    learnt: bytes | None = None,
 ) -> Bundle:
     """
     Write a bundle whole or not at all.
@@ -222,6 +267,8 @@ def write_bundle(
         All fields of schema 1 but `schema_version`, `files` and `manifest_sha256`.
     encoder, decoder : bytes
     reference : mapping of str to ndarray
+    learnt : bytes
+        Content of ``learnt.npz``.
 
     Returns
     -------
@@ -240,8 +287,11 @@ def write_bundle(
         contents[DECODER] = decoder
     if reference is not None:
         packed = io.BytesIO()
-        np.savez_compressed(packed, **reference)
+        # Not compressed: float arrays would shrink by a tenth and load three times as slowly.
+        np.savez(packed, **reference)
         contents[REFERENCE] = packed.getvalue()
+    if learnt is not None:
+        contents[LEARNT] = learnt
     full = {
         **manifest,
         "schema_version": SCHEMA_VERSION,

@@ -36,6 +36,11 @@ class DecisionConfig:
 
 
 @dataclass(frozen=True)
+class HeatmapConfig:
+    kind: str
+
+
+@dataclass(frozen=True)
 class EnrollConfig:
     scorer: str
     neighbours: int
@@ -49,6 +54,7 @@ class Config:
 
     runtime: RuntimeConfig
     decision: DecisionConfig
+    heatmap: HeatmapConfig
     enroll: EnrollConfig
 
 
@@ -79,8 +85,9 @@ _CHECKS: dict[str, dict[str, tuple[str, _Check]]] = {
         "least_usable_frames": _whole(1, 1000),
         "empty_frames": _whole(1, 1000),
     },
+    "heatmap": {"kind": _one_of("auto", "patch", "decoder")},
     "enroll": {
-        "scorer": _one_of(*SCORERS),
+        "scorer": _one_of("patches", *SCORERS),
         "neighbours": _whole(1, 100),
         "feature_scaling": _one_of(*FEATURE_SCALINGS),
         "false_reject_rate": _number("a number above 0, below 0.5", lambda v: 0 < v < 0.5),
@@ -113,6 +120,7 @@ def load_config(path: Path | str | None = None) -> Config:
     return Config(
         RuntimeConfig(**values["runtime"]),
         DecisionConfig(**values["decision"]),
+        HeatmapConfig(**values["heatmap"]),
         EnrollConfig(**values["enroll"]),
     )
 

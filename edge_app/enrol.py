@@ -1,299 +1,113 @@
 """
-Enrol: from embeddings of good parts to a reference, a threshold and a bundle.
+Enrol: from frames of good parts to a reference, a threshold and a bundle.
 
-The only module of the device that imports scikit-learn, and only inside the fit. The workstation's
-``fit`` goes through the same functions.
+First the frames are gathered: aligned, cut out, and those that cannot be learnt left out with the
+reason. Then they are learnt: encoded, held out in turn, scored. The workstation's ``fit`` goes
+through the same functions.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edge_app.align import Aligner, Alignment, alignment_arrays, alignment_section, part_weight
 from edge_app.encoder import Encoder
 from edge_app.errors import InputError
+from edge_app.held_out import (
+    Threshold,
+    calibrate,
+    folds,
+    least_like,
+    near_duplicate_groups,
+    thumbnail,
+)
+from edge_app.learn_align import LearntAlignment, learn_alignment
+from edge_app.learn_neighbours import (
+    ScorerSettings,
+    fit_scorer,
+    held_out_scores,
+    refuse_too_few,
+)
+from edge_app.learn_patches import (
+    PatchSettings,
+    default_settings,
+    learn_features,
+    learn_patches,
+)
+from edge_app.learnt_pictures import LearntPicture, fresh_id, pack, thin
+from edge_app.patches import Component, Features, finest_grid, read_components
 from edge_app.preprocess import Preprocessing, prepare, unusable
 from edge_app.presence import EmptyView, learn_empty_view, locate, widen
 from edge_app.records import Frame
-from edge_app.scorer import DENSITY_EPSILON, FeatureScaling, build_scorer, principal_axes
 
-# Axes kept for the scorer's bounds. In the frame loop, caches cold from the encoder, 32 to 128 cost
-# within a tenth of each other; fewer leave more rows to measure, more leave more to read.
-SCORER_AXES = 96
-# Up to so many images each is held out alone; beyond, in this many groups.
-LEAVE_ONE_OUT_UP_TO = 20
-FOLDS = 10
-# Each image is scored against at least two others.
-LEAST_IMAGES = 3
-
-
-@dataclass(frozen=True)
-class ScorerSettings:
-    """Which scorer to fit: `kind` 'lof' or 'knn', `k` neighbours, `feature_scaling`."""
-
-    kind: str = "lof"
-    k: int = 5
-    feature_scaling: str = "minmax"
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """
-    A threshold and what stands behind it.
-
-    Attributes
-    ----------
-    value : float
-    method : str
-        How it was found, in words.
-    wanted_rate : float
-        False-reject rate asked for, 0 to 1.
-    supported_rate : float
-        Smallest rate that so many images can support without extrapolation, ``1 / (images + 1)``.
-    images : int
-        Number of good images whose held-out scores stand behind it.
-    """
-
-    value: float
-    method: str
-    wanted_rate: float
-    supported_rate: float
-    images: int
-
-    def sentence(self) -> str:
-        """One sentence for a person."""
-        text = f"threshold {self.value:.4g} from the held-out scores of {self.images} good images"
-        if self.wanted_rate >= self.supported_rate:
-            return f"{text}, for a false-reject rate of {self.wanted_rate:.2%}"
-        needed = math.ceil(1 / self.wanted_rate) - 1
-        return (
-            f"{text}; they support a false-reject rate of {self.supported_rate:.2%}, the wanted "
-            f"{self.wanted_rate:.2%} is extrapolated and needs {needed} images to be supported"
-        )
-
-
-def refuse_too_few(count: int, settings: ScorerSettings) -> None:
-    """Raise `InputError` if so many good images are too few to fit the scorer."""
-    if count < settings.k + 1:
-        raise InputError(
-            f"{count} good images are too few for {settings.k} neighbours, "
-            f"wanted at least {settings.k + 1}"
-        )
-
-
-def fit_scorer(embeddings: np.ndarray, settings: ScorerSettings) -> dict[str, np.ndarray]:
-    """
-    Fit what a `NeighbourScorer` needs.
-
-    Parameters
-    ----------
-    embeddings : ndarray of float32, shape (n, d)
-    settings : ScorerSettings
-
-    Returns
-    -------
-    dict of str to ndarray
-        `axes`, and as the settings ask `scaling_low`, `scaling_span`, `k_distance`, `density`.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than k + 1 embeddings.
-    """
-    refuse_too_few(len(embeddings), settings)
-    scaling = FeatureScaling.learn(settings.feature_scaling, embeddings)
-    scaled = scaling.apply(embeddings)
-    arrays = {"axes": principal_axes(scaled, SCORER_AXES)}
-    if settings.feature_scaling == "minmax":
-        arrays |= {"scaling_low": scaling.low, "scaling_span": scaling.span}
-    if settings.kind == "lof":
-        from sklearn.neighbors import NearestNeighbors
-
-        # The same brute-force search and order of ties as LocalOutlierFactor's own.
-        search = NearestNeighbors(n_neighbors=settings.k).fit(scaled)
-        distances, neighbours = search.kneighbors()
-        k_distance = distances[:, -1]
-        reach = np.maximum(distances, k_distance[neighbours])
-        arrays |= {
-            "k_distance": k_distance,
-            "density": 1.0 / (reach.mean(axis=1) + DENSITY_EPSILON),
-        }
-    return arrays
-
-
-def folds(count: int) -> list[np.ndarray]:
-    """
-    Which images are held out together.
-
-    In the order of the images, in one piece each: frames of a video and pictures of one batch,
-    which stand next to each other, leave together, so that no image is judged by its own twin.
-    """
-    groups = count if count <= LEAVE_ONE_OUT_UP_TO else FOLDS
-    return np.array_split(np.arange(count), groups)
-
-
-def held_out_scores(embeddings: np.ndarray, settings: ScorerSettings) -> np.ndarray:
-    """
-    The score of every good image against the others, itself and its fold left out.
-
-    Returns
-    -------
-    scores : ndarray of float64, shape (n,)
-        Higher is more anomalous.
-    """
-    scores = np.empty(len(embeddings))
-    for held_out in folds(len(embeddings)):
-        rest = np.delete(embeddings, held_out, axis=0)
-        # With only k + 1 images, those left are one too few for k neighbours among themselves.
-        k = min(settings.k, len(rest) - 1)
-        fold = ScorerSettings(settings.kind, k, settings.feature_scaling)
-        arrays = {"embeddings": rest, **fit_scorer(rest, fold)}
-        scorer = build_scorer(fold.kind, k, fold.feature_scaling, arrays)
-        scores[held_out] = [scorer.score(embeddings[row]) for row in held_out]
-    return scores
-
-
-def calibrate(scores: np.ndarray, wanted_rate: float) -> Threshold:
-    """
-    Threshold from held-out scores of good images.
-
-    With enough images it is the split-conformal quantile: the ``ceil((n + 1) (1 - rate))``-th
-    smallest score (Vovk, Gammerman and Shafer, 2005), which a further good image exceeds with
-    probability at most `wanted_rate`. With fewer than ``1 / rate - 1`` no score is that rare.
-    Then the largest score is taken plus a margin: the upper half of the scores is continued as an
-    exponential tail, so the distance from the median to the largest score, reached at rate 1 / (n
-    + 1), grows by ``ln(1 / (2 rate)) / ln((n + 1) / 2)``.
-
-    Parameters
-    ----------
-    scores : ndarray of float64, shape (n,), n at least 2
-    wanted_rate : float
-        False-reject rate, above 0, below 0.5.
-    """
-    ordered = np.sort(scores)
-    count = len(ordered)
-    supported = 1 / (count + 1)
-    rank = math.ceil((count + 1) * (1 - wanted_rate))
-    if rank <= count:
-        value, method = float(ordered[rank - 1]), "conformal quantile of held-out scores"
-    else:
-        median = float(np.median(ordered))
-        growth = math.log(1 / (2 * wanted_rate)) / math.log((count + 1) / 2)
-        value = median + (float(ordered[-1]) - median) * max(growth, 1.0)
-        method = f"largest held-out score, its distance to the median times {max(growth, 1.0):.2f}"
-    return Threshold(value, method, wanted_rate, supported, count)
-
-
-@dataclass(frozen=True)
-class Learnt:
-    """Embeddings of good images; `image_ids` names the image of each row."""
-
-    embeddings: np.ndarray
-    image_ids: np.ndarray
-
-
-def learn_reference(
-    learnt: Learnt, settings: ScorerSettings, wanted_rate: float, empty_view: EmptyView | None
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """
-    Everything that good embeddings teach.
-
-    Returns
-    -------
-    reference : dict of str to ndarray
-        For ``reference.npz``.
-    sections : dict
-        The manifest's `scorer`, `threshold` and `presence`.
-
-    Raises
-    ------
-    InputError
-        If there are too few images for the scorer.
-    """
-    if len(learnt.embeddings) < LEAST_IMAGES:
-        raise InputError(
-            f"{len(learnt.embeddings)} good images are too few to hold any of them out, "
-            f"wanted at least {LEAST_IMAGES}"
-        )
-    fitted = fit_scorer(learnt.embeddings, settings)
-    scores = held_out_scores(learnt.embeddings, settings)
-    reference = {
-        "embeddings": learnt.embeddings,
-        "image_ids": learnt.image_ids,
-        "scores": scores,
-        **fitted,
-    }
-    threshold = calibrate(scores, wanted_rate)
-    if not math.isfinite(threshold.value):
-        raise InputError("the good images' scores are not finite, so no threshold can be set")
-    sections: dict[str, Any] = {
-        "scorer": asdict(settings),
-        "threshold": asdict(threshold),
-        "presence": None,
-    }
-    if empty_view is not None:
-        reference["empty_view"] = empty_view.picture
-        sections["presence"] = {
-            "kind": "empty view",
-            "difference": empty_view.difference,
-            "least_share": empty_view.least_share,
-            "place": list(empty_view.place),
-        }
-    return reference, sections
+# Each image is scored against at least two others; below the second number the patch scorer's
+# spread is a guess, and the threshold with it.
+LEAST_IMAGES, FEW_IMAGES = 3, 20
+# Frames that the alignment is learnt from, at most.
+ALIGN_PICTURES = 60
+# Of the pictures that a bundle keeps for learning on.
+LEARNT_BYTES = 16 * 2**20
+# Good pictures whose maps the principal axes are learnt from, at most.
+AXES_PICTURES = 60
+# Encodings are kept in half the precision beyond this size.
+FULL_PRECISION_BYTES = 256 * 2**20
+# The share of good pixels that stay unpainted, and how far beyond it full red lies.
+UNPAINTED_SHARE, RED_OVER_LOW = 0.995, 3.0
 
 
 @dataclass
-class Enrolment:
+class Gathered:
     """
     What came of the frames offered for learning.
 
     Attributes
     ----------
-    learnt : Learnt
+    pictures : list of LearntPicture
     empty_view : EmptyView or None
     skipped : list of str
         One sentence for each frame that was not learnt.
-    encode_s : float
-        Seconds spent in the encoder.
     """
 
-    learnt: Learnt
+    pictures: list[LearntPicture]
     empty_view: EmptyView | None
     skipped: list[str]
-    encode_s: float
 
 
-def enrol(
+def gather(
     frames: Iterable[Frame],
-    encoder: Encoder,
+    aligner: Aligner,
     recipe: Preprocessing,
     empty_frames: Sequence[Frame] = (),
     empty_view: EmptyView | None = None,
-    known_embeddings: Iterable[np.ndarray] = (),
+    known: Sequence[LearntPicture] = (),
+    kind: str = "good",
     progress: Callable[[int], None] = lambda count: None,
-) -> Enrolment:
+) -> Gathered:
     """
-    Encode good frames.
+    Align good frames and cut the part out of each.
 
     Parameters
     ----------
     frames : iterable of Frame
         Good parts; skipped are frames that cannot be judged either, pictures that were learnt
         already, and, once an empty view is known, empty ones and those with a part cut by the edge.
-    encoder : Encoder
+    aligner : Aligner
     recipe : Preprocessing
+        The encoder's size and the region of interest, in which the empty view is compared.
     empty_frames : sequence of Frame
         The station without a part; teaches a new empty view.
     empty_view : EmptyView, optional
         An empty view known already; its place is widened to where the new parts lie.
-    known_embeddings : iterable of ndarray of float32, shape (d,)
-        Learnt already; their pictures are not learnt again.
+    known : sequence of LearntPicture
+        Learnt already; they are not learnt again.
+    kind : {'good', 'false alarm'}
     progress : callable
         Called with the number of frames seen so far.
 
@@ -302,15 +116,14 @@ def enrol(
     InputError
         If no frame can be learnt from, or the empty view does not differ from the good frames.
     """
-    embeddings: list[np.ndarray] = []
-    image_ids: list[str] = []
+    pictures: list[LearntPicture] = []
     whole_rgb: list[np.ndarray] = []
     centres: list[tuple[float, float]] = []
     skipped: list[str] = []
-    encode_s = 0.0
     # A picture learnt twice would say that nothing is as normal as it: its neighbours at distance
     # zero make every density, and the threshold with them, meaningless.
-    known = {row.tobytes() for row in known_embeddings}
+    seen_already = {picture.pixels_rgb.tobytes() for picture in known}
+    taken = {picture.image_id for picture in known}
     empty_rgb = [
         prepare(frame.frame_bgr, recipe)
         for frame in empty_frames
@@ -321,47 +134,379 @@ def enrol(
     if empty_rgb:
         # A first view from the empty pictures alone tells which frames hold a whole part.
         empty_view = learn_empty_view(empty_rgb, [])
-    for seen, frame in enumerate(frames, 1):
-        progress(seen)
+    for count, frame in enumerate(frames, 1):
+        progress(count)
         name = f"{Path(frame.source).name}#{frame.index}"
         problem = _unlearnable(frame, recipe)
         if problem is not None:
             skipped.append(f"{name}: {problem}")
             continue
-        pixels_rgb = prepare(frame.frame_bgr, recipe)
-        location = None if empty_view is None else locate(pixels_rgb, empty_view)
-        if location is not None and (location.cut or not location.present):
-            what = "the part is cut by the edge" if location.present else "no part in view"
-            skipped.append(f"{name}: {what}")
+        location = None
+        if empty_view is not None:
+            view_rgb = prepare(frame.frame_bgr, recipe)
+            location = locate(view_rgb, empty_view)
+            if location.cut or not location.present:
+                what = "the part is cut by the edge" if location.present else "no part in view"
+                skipped.append(f"{name}: {what}")
+                continue
+        aligned = aligner.align(frame.frame_bgr)
+        if aligned.empty or aligned.problem is not None or aligned.pixels_rgb is None:
+            skipped.append(f"{name}: {aligned.problem or 'no part in view'}")
             continue
-        started = time.perf_counter()
-        embedding = encoder.encode(pixels_rgb).embedding
-        encode_s += time.perf_counter() - started
-        if not np.isfinite(embedding).all():
-            skipped.append(f"{name}: the embedding is not finite")
-            continue
-        if embedding.tobytes() in known:
+        content = aligned.pixels_rgb.tobytes()
+        if content in seen_already:
             skipped.append(f"{name}: the same picture has been learnt already")
             continue
-        known.add(embedding.tobytes())
-        embeddings.append(embedding)
-        image_ids.append(name)
-        if empty_rgb:
-            whole_rgb.append(pixels_rgb)
+        seen_already.add(content)
+        pictures.append(LearntPicture(fresh_id(name, taken), aligned.pixels_rgb, kind))
+        taken.add(pictures[-1].image_id)
         if location is not None:
             centres.append(location.centre)
-    if not embeddings:
+            whole_rgb.append(view_rgb)
+    if not pictures:
         first = f" (first: {skipped[0]})" if skipped else ""
         raise InputError(f"no good frame to learn from among {len(skipped)} offered{first}")
     if empty_rgb:
         empty_view = learn_empty_view(empty_rgb, whole_rgb)
     elif empty_view is not None:
         empty_view = widen(empty_view, centres)
-    learnt = Learnt(np.stack(embeddings), np.array(image_ids))
-    return Enrolment(learnt, empty_view, skipped, encode_s)
+    return Gathered(pictures, empty_view, skipped)
 
 
 def _unlearnable(frame: Frame, recipe: Preprocessing) -> str | None:
     if frame.frame_bgr is None:
         return frame.problem or "no picture"
     return unusable(frame.frame_bgr, recipe)
+
+
+class Encodings:
+    """
+    The encoder's answers for many pictures, and the features made of them.
+
+    Parameters
+    ----------
+    pictures_rgb : sequence of ndarray of uint8, shape (*size, 3)
+    encoder : Encoder
+    progress : callable
+        Called after each picture.
+
+    Attributes
+    ----------
+    embeddings : ndarray of float32, shape (n, d)
+    maps : list of ndarray of float16 or float32, shape (n, h, w, c)
+        Map i of all pictures; the first one, the decoder's, is left empty where there are others:
+        its many channels tell no more apart.
+    encode_s : float
+        Seconds spent in the encoder.
+    """
+
+    def __init__(
+        self,
+        pictures_rgb: Sequence[np.ndarray],
+        encoder: Encoder,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        count = len(pictures_rgb)
+        self.encode_s = 0.0
+        self.embeddings = np.empty((count, encoder.embedding_dim), np.float32)
+        wanted = usable_maps(encoder.map_shapes)
+        numbers = count * sum(math.prod(encoder.map_shapes[index]) for index in wanted)
+        dtype = np.float32 if 4 * numbers <= FULL_PRECISION_BYTES else np.float16
+        self.maps = [
+            np.empty((count, *shape) if index in wanted else (0, *shape), dtype)
+            for index, shape in enumerate(encoder.map_shapes)
+        ]
+        for row, pixels_rgb in enumerate(pictures_rgb):
+            started = time.perf_counter()
+            encoding = encoder.encode(pixels_rgb)
+            self.encode_s += time.perf_counter() - started
+            self.embeddings[row] = encoding.embedding
+            for index in wanted:
+                self.maps[index][row] = encoding.maps[index]
+            progress()
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def learn_features(self, component: Component, rows: np.ndarray | None = None) -> Features:
+        """Principal axes for a component from (some of) these pictures."""
+        rows = np.arange(len(self)) if rows is None else rows
+        some = rows[np.linspace(0, len(rows) - 1, min(len(rows), AXES_PICTURES)).astype(int)]
+        maps = self.maps[component.map]
+        patches = [maps[row].astype(np.float32) for row in some]
+        return learn_features(component, patches)
+
+    def features(
+        self, component: Component, projection: Features, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Features of all pictures, or some, float32, shape (n, h, w, d)."""
+        maps = self.maps[component.map]
+        rows = np.arange(len(self)) if rows is None else rows
+        height, width = component.grid(maps.shape[1:])
+        features = np.empty((len(rows), height, width, projection.axes.shape[1]), np.float32)
+        for place, row in enumerate(rows):
+            features[place] = projection.of(maps[row].astype(np.float32))
+        return features
+
+
+def choose_alignment(
+    frames: Sequence[Frame],
+    region: tuple[float, float, float, float] | None,
+    recipe: str | None,
+    empty_frames: Sequence[Frame] = (),
+) -> LearntAlignment:
+    """
+    Learn how the part is brought to one pose.
+
+    A recipe that finds a part in a picture of the empty station is no use: `none` is taken instead.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+        Good parts.
+    region : tuple of float or None
+    recipe : {'none', 'centre', 'pose'} or None
+        None for the one that makes the good pictures agree best.
+    empty_frames : sequence of Frame
+
+    Raises
+    ------
+    InputError
+        If no frame can be used, or the recipe asked for is impossible.
+    """
+    whole = Preprocessing((1, 1), region)
+    usable = [frame.frame_bgr for frame in frames if _unlearnable(frame, whole) is None]
+    # A picture that is there twice must not count twice.
+    pictures = list({picture.tobytes(): picture for picture in usable}.values())
+    if not pictures:
+        reasons = [_unlearnable(frame, whole) for frame in frames]
+        first = f" (first: {frames[0].source}: {reasons[0]})" if reasons else ""
+        raise InputError(f"no good frame to learn from among {len(frames)} offered{first}")
+    learnt = learn_alignment(pictures, region, recipe)
+    if learnt.alignment.recipe != "none" and empty_frames:
+        aligner = Aligner(learnt.alignment, (64, 64), region)
+        views = [f.frame_bgr for f in empty_frames if _unlearnable(f, whole) is None]
+        found = sum(not aligner.align(view).empty for view in views)
+        if found and recipe is not None:
+            raise InputError(
+                f"alignment {recipe} finds a part in {found} of {len(views)} pictures of the empty "
+                "station: its background is not plain enough"
+            )
+        if found:
+            learnt = learn_alignment(pictures, region, "none")
+            reason = f"a part was found in {found} of {len(views)} pictures of the empty station"
+            learnt = replace(learnt, reason=reason)
+    return learnt
+
+
+def kept_pictures(
+    pictures: Sequence[LearntPicture], most: int | None = None
+) -> tuple[bytes | None, int]:
+    """The pictures that a bundle keeps, packed, and how many are too many to be kept."""
+    kept = thin(pictures, LEARNT_BYTES)
+    if most is not None and len(kept) > most:
+        kept = [kept[row] for row in np.linspace(0, len(kept) - 1, most).astype(int)]
+    return pack(kept, LEARNT_BYTES) if kept else None, len(pictures) - len(kept)
+
+
+def refuse_too_few_images(count: int) -> None:
+    """Raise `InputError` if so few good images cannot be held out in turn."""
+    if count < LEAST_IMAGES:
+        raise InputError(
+            f"{count} good images are too few to hold any of them out, "
+            f"wanted at least {LEAST_IMAGES}"
+        )
+
+
+def settings_of(section: Mapping[str, Any]) -> tuple[ScorerSettings, PatchSettings | None]:
+    """The settings behind a manifest's `scorer` section."""
+    settings = ScorerSettings(section["kind"], section["k"], section["feature_scaling"])
+    if settings.kind != "patches":
+        return settings, None
+    components = read_components(section)
+    return settings, PatchSettings(components, section["image_score"], section["smoothing"])
+
+
+def usable_maps(map_shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Which of an encoder's maps patches are compared on: all but the first, if there are more."""
+    return list(range(1, len(map_shapes))) or [0]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """
+    What good pictures taught.
+
+    Attributes
+    ----------
+    reference : dict of str to ndarray
+        For ``reference.npz``.
+    sections : dict
+        The manifest's `scorer`, `threshold`, `presence` and `alignment`.
+    pictures : list of LearntPicture
+        Those that were learnt.
+    least_like : list of (str, float)
+        Id and held-out score of the pictures least like the rest, the strangest first.
+    dropped : list of (str, float)
+        Those of them that were left out.
+    groups : int
+        Groups of near-duplicates among the pictures; as many as pictures where there are none.
+    encode_s : float
+        Seconds spent in the encoder.
+    """
+
+    reference: dict[str, np.ndarray]
+    sections: dict[str, Any]
+    pictures: list[LearntPicture]
+    least_like: list[tuple[str, float]]
+    dropped: list[tuple[str, float]]
+    groups: int
+    encode_s: float
+
+
+def learn(
+    pictures: Sequence[LearntPicture],
+    encoder: Encoder,
+    alignment: Alignment,
+    settings: ScorerSettings,
+    wanted_rate: float,
+    empty_view: EmptyView | None = None,
+    patch_settings: PatchSettings | None = None,
+    encodings: Encodings | None = None,
+    drop_outliers: bool = False,
+) -> Learning:
+    """
+    Learn from gathered pictures.
+
+    Parameters
+    ----------
+    pictures : sequence of LearntPicture
+    encoder : Encoder
+    alignment : Alignment
+    settings : ScorerSettings
+        Of kind 'patches', 'lof' or 'knn'.
+    wanted_rate : float
+        False-reject rate, above 0, below 0.5.
+    empty_view : EmptyView, optional
+    patch_settings : PatchSettings, optional
+        For kind 'patches'; by default what suits the encoder's maps.
+    encodings : Encodings, optional
+        Of these pictures, where they have been encoded already.
+    drop_outliers : bool
+        Whether the pictures least like the rest are left out and the rest learnt again.
+
+    Raises
+    ------
+    InputError
+        If there are too few pictures.
+    """
+    count = len(pictures)
+    refuse_too_few_images(count)
+    if settings.kind != "patches":
+        refuse_too_few(count, settings)
+    if encodings is None:
+        encodings = Encodings([picture.pixels_rgb for picture in pictures], encoder)
+    finite = np.isfinite(encodings.embeddings).all(axis=1)
+    if not finite.all():
+        name = pictures[int(np.argmin(finite))].image_id
+        raise InputError(f"{name}: the encoder's answer for it is not finite")
+    kept = np.arange(count)
+    dropped: list[tuple[str, float]] = []
+    groups = near_duplicate_groups(
+        np.stack([thumbnail(picture.pixels_rgb) for picture in pictures])
+    )
+    while True:
+        reference, scorer, scores = _learn_kind(
+            encodings, kept, groups[kept], encoder, alignment, settings, patch_settings
+        )
+        odd = least_like(scores, groups[kept])
+        if not drop_outliers or not len(odd) or len(kept) - len(odd) < LEAST_IMAGES:
+            break
+        dropped += [(pictures[kept[row]].image_id, float(scores[row])) for row in odd]
+        kept = np.delete(kept, odd)
+        # What stands out once the strangest are gone stood in their shadow: once more, no further,
+        # or ordinary pictures would be peeled off round by round.
+        drop_outliers = len(dropped) == len(odd)
+    chosen = [pictures[row] for row in kept]
+    threshold = calibrate(scores, wanted_rate, groups[kept], odd)
+    if not math.isfinite(threshold.value):
+        raise InputError("the good images' scores are not finite, so no threshold can be set")
+    reference |= {
+        "image_ids": np.array([picture.image_id for picture in chosen]),
+        "scores": scores,
+        **alignment_arrays(alignment),
+    }
+    sections: dict[str, Any] = {
+        "scorer": scorer,
+        "threshold": asdict(threshold),
+        "alignment": alignment_section(alignment),
+        "presence": None,
+    }
+    if empty_view is not None:
+        reference["empty_view"] = empty_view.picture
+        sections["presence"] = {
+            "kind": "empty view",
+            "difference": empty_view.difference,
+            "least_share": empty_view.least_share,
+            "place": list(empty_view.place),
+        }
+    return Learning(
+        reference,
+        sections,
+        chosen,
+        [(chosen[row].image_id, float(scores[row])) for row in odd],
+        dropped,
+        len(np.unique(groups[kept])),
+        encodings.encode_s,
+    )
+
+
+def _learn_kind(
+    encodings: Encodings,
+    rows: np.ndarray,
+    groups: np.ndarray,
+    encoder: Encoder,
+    alignment: Alignment,
+    settings: ScorerSettings,
+    patch_settings: PatchSettings | None,
+) -> tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray]:
+    """Arrays, the manifest's `scorer` and the held-out scores for these rows."""
+    held_out, _ = folds(groups)
+    if settings.kind != "patches":
+        embeddings = encodings.embeddings[rows]
+        arrays = {"embeddings": embeddings, **fit_scorer(embeddings, settings)}
+        return arrays, asdict(settings), held_out_scores(embeddings, settings, held_out)
+    chosen = patch_settings or default_settings(encoder.map_shapes, usable_maps(encoder.map_shapes))
+    projections = {c: encodings.learn_features(c, rows) for c in chosen.components}
+    features = {c: encodings.features(c, projections[c], rows) for c in chosen.components}
+    weight = part_weight(alignment, finest_grid(chosen.components, encoder.map_shapes))
+    arrays, section, scores, maps = learn_patches(
+        chosen, features, projections, weight, held_out, encoder.map_shapes
+    )
+    low = max(float(np.quantile(maps, UNPAINTED_SHARE)), 1e-6)
+    scale = {"low": low, "high": RED_OVER_LOW * low}
+    return arrays, {**asdict(settings), **section, "colour_scale": scale}, scores
+
+
+def threshold_of(section: Mapping[str, Any]) -> Threshold:
+    """The threshold that a manifest holds."""
+    fields = Threshold.__dataclass_fields__
+    return Threshold(**{name: value for name, value in section.items() if name in fields})
+
+
+def promise(learning: Learning) -> list[str]:
+    """What cannot be promised with so few pictures, one sentence each."""
+    count = len(learning.pictures)
+    sentences = []
+    if count < FEW_IMAGES:
+        sentences.append(
+            f"{count} good images say little about how good parts vary: expect false alarms on "
+            f"parts that differ from these, and add to them with enroll --add (from about "
+            f"{FEW_IMAGES} on, the held-out scores are steady)"
+        )
+    if learning.groups < count:
+        sentences.append(
+            f"{count} good images are {learning.groups} different views: near-duplicates were "
+            "held out together"
+        )
+    return sentences

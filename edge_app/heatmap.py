@@ -16,7 +16,6 @@ import numpy as np
 
 from edge_app.encoder import quantise, read_float
 from edge_app.errors import BundleError
-from edge_app.preprocess import region_box
 from edge_app.records import Encoding
 from edge_app.runtime import open_interpreter
 
@@ -38,6 +37,12 @@ class ColourScale:
 
     low: float
     high: float
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Values from 0 to 1 of a map on this scale; ``ColourScale(0, 1)`` leaves it as it is."""
+        if (self.low, self.high) == (0.0, 1.0):
+            return values
+        return np.clip((values - self.low) / max(self.high - self.low, 1e-6), 0, 1)
 
 
 class Decoder:
@@ -131,29 +136,6 @@ def difference_map(pixels_rgb: np.ndarray, redraw_01: np.ndarray, blur_share: fl
     if sigma > 0:
         difference = cv2.GaussianBlur(difference, (0, 0), sigma)
     return difference
-
-
-def on_frame(
-    difference: np.ndarray,
-    scale: ColourScale,
-    frame_shape: tuple[int, ...],
-    region: tuple[float, float, float, float] | None,
-) -> np.ndarray:
-    """
-    Bring a difference map to its colour scale and back to the place in the frame it was cut from.
-
-    Returns
-    -------
-    map_01 : ndarray of float32, shape (height, width) of the frame
-        0 outside the region of interest.
-    """
-    x0, y0, x1, y1 = region_box(region, frame_shape)
-    scaled = np.clip((difference - scale.low) / max(scale.high - scale.low, 1e-6), 0, 1)
-    map_01 = np.zeros(frame_shape[:2], np.float32)
-    map_01[y0:y1, x0:x1] = cv2.resize(
-        scaled.astype(np.float32), (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR
-    )
-    return map_01
 
 
 def overlay(frame_bgr: np.ndarray, map_01: np.ndarray) -> np.ndarray:

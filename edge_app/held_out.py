@@ -364,9 +364,7 @@ def calibrate(
     return Threshold(value, method, wanted_rate, supported, images, count)
 
 
-def _extrapolated(
-    scores: np.ndarray, groups: np.ndarray, wanted_rate: float
-) -> tuple[float, str]:
+def _extrapolated(scores: np.ndarray, groups: np.ndarray, wanted_rate: float) -> tuple[float, str]:
     """The largest score plus the margin of `calibrate`, and that in words."""
     count = len(np.unique(groups))
     order = np.argsort(scores)

@@ -8,49 +8,87 @@ does no I/O.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
+from edge_app.align import Aligned, Aligner, on_frame, part_weight, read_alignment
 from edge_app.bundle import Bundle
 from edge_app.config import DecisionConfig
 from edge_app.decision import Rules, State, decide, finish
 from edge_app.encoder import Encoder
 from edge_app.errors import BundleError
-from edge_app.heatmap import ColourScale, Decoder, difference_map, on_frame, overlay
+from edge_app.heatmap import ColourScale, Decoder, difference_map, overlay
+from edge_app.patches import PatchScorer, finest_grid, read_components
 from edge_app.preprocess import Preprocessing, prepare, unusable
 from edge_app.presence import empty_view_of, locate
 from edge_app.records import Decision, Encoding, Finding, Frame, PartVerdict, Result, Verdict
-from edge_app.scorer import build_scorer
+from edge_app.scorer import NeighbourScorer, build_scorer
+
+HEATMAPS = ("patch", "decoder")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A frame that has been scored, with what its heatmap needs."""
+    """
+    A frame that has been scored, with what its heatmap needs.
+
+    Attributes
+    ----------
+    frame : Frame
+    pixels_rgb : ndarray of uint8, shape (height, width, 3)
+        The part as the encoder saw it.
+    matrix : ndarray of float64, shape (2, 3)
+        From its pixels to the frame's.
+    encoding : Encoding
+    anomaly : ndarray of float32, shape (h, w), or None
+        The patch scorer's map; None where the bundle scores the pooled embedding.
+    score : float
+    offset : float
+        How far the part lies from where, or how, the good ones did; smaller is better evidence.
+    """
 
     frame: Frame
     pixels_rgb: np.ndarray
+    matrix: np.ndarray
     encoding: Encoding
+    anomaly: np.ndarray | None
     score: float
     offset: float
 
 
-def build_encoder(bundle: Bundle, threads: int) -> Encoder:
+def build_encoder(
+    bundle: Bundle, threads: int, maps_wanted: Collection[int] | None = None
+) -> Encoder:
     """
     The bundle's encoder, checked against its manifest.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    threads : int
+    maps_wanted : collection of int, optional
+        Indices of the maps to read, as `Encoder` takes them; None reads all.
 
     Raises
     ------
     BundleError
         If the network's shapes are not the manifest's.
     """
-    recipe = bundle.manifest["input"]
-    encoder = Encoder(bundle.encoder, recipe["scale"], recipe["offset"], threads)
-    section = bundle.manifest["encoder"]
+    recipe, section = bundle.manifest["input"], bundle.manifest["encoder"]
+    # Bundles from before there were several maps name only the patches.
+    map_shapes = section.get("map_shapes", [section["patch_shape"]])
+    try:
+        encoder = Encoder(
+            bundle.encoder, recipe["scale"], recipe["offset"], threads, map_shapes, maps_wanted
+        )
+    except BundleError as error:
+        raise BundleError(f"{bundle.path}: {error}") from None
     for field, wanted, got in (
         ("input.size", recipe["size"], encoder.size),
         ("encoder.embedding_shape", section["embedding_shape"], (encoder.embedding_dim,)),
-        ("encoder.patch_shape", section["patch_shape"], encoder.patch_shape),
     ):
         if tuple(wanted) != tuple(got):
             raise BundleError(
@@ -81,6 +119,8 @@ class Inspector:
     threads : int
     heatmaps : bool
         Whether NG results carry an overlay; without it the decoder is never called.
+    heatmap : {'auto', 'patch', 'decoder'}
+        Which map is laid over; `auto` takes the patch map where the bundle has one.
 
     Raises
     ------
@@ -95,19 +135,46 @@ class Inspector:
         mode: str,
         threads: int = 1,
         heatmaps: bool = True,
+        heatmap: str = "auto",
     ) -> None:
         manifest = bundle.manifest
         if bundle.reference is None:
             raise BundleError(f"{bundle.path}: knows no good part yet: run edge-app enroll first")
         self.bundle = bundle
-        self.encoder = build_encoder(bundle, threads)
+        components = ()
+        if manifest["scorer"]["kind"] == "patches":
+            components = read_components(manifest["scorer"])
+        # A map that nothing compares is not even copied.
+        wanted = {component.map for component in components}
+        self.encoder = build_encoder(bundle, threads, wanted)
         self.decoder = build_decoder(bundle, self.encoder, threads)
         scorer = manifest["scorer"]
-        self.scorer = build_scorer(
-            scorer["kind"], scorer["k"], scorer["feature_scaling"], bundle.reference
-        )
+        alignment = read_alignment(manifest["alignment"], bundle.reference)
+        self.aligner = Aligner(alignment, bundle.size, bundle.region)
+        self.patch_scorer: PatchScorer | None = None
+        self.scorer: NeighbourScorer | None = None
+        if components:
+            weight = part_weight(alignment, finest_grid(components, bundle.map_shapes))
+            self.patch_scorer = PatchScorer(
+                components, bundle.reference, weight, scorer["image_score"], scorer["smoothing"]
+            )
+        else:
+            self.scorer = build_scorer(
+                scorer["kind"], scorer["k"], scorer["feature_scaling"], bundle.reference
+            )
         self.recipe = Preprocessing(bundle.size, bundle.region)
-        self._empty_view = empty_view_of(bundle)
+        # An aligned part may lie anywhere, and where none is found the view is empty.
+        self._empty_view = empty_view_of(bundle) if alignment.recipe == "none" else None
+        self.heatmap_kinds = tuple(
+            kind
+            for kind, there in zip(
+                HEATMAPS, (self.patch_scorer is not None, self.decoder is not None), strict=True
+            )
+            if there
+        )
+        if heatmap != "auto" and heatmap not in self.heatmap_kinds:
+            known = " and ".join(self.heatmap_kinds) or "none"
+            raise BundleError(f"{bundle.path}: has no {heatmap} heatmap, it has {known}")
         self.threshold = float(manifest["threshold"]["value"])
         self._rules = Rules(
             mode,
@@ -119,7 +186,8 @@ class Inspector:
             settings.empty_frames,
         )
         self._state = State()
-        self._heatmaps = heatmaps and self.decoder is not None
+        self._heatmaps = heatmaps and bool(self.heatmap_kinds)
+        self._heatmap = heatmap if heatmap != "auto" else next(iter(self.heatmap_kinds), None)
         self._evidence: Seen | None = None
         self._last_frame: Frame | None = None
 
@@ -165,13 +233,10 @@ class Inspector:
         if reason is not None:
             return Finding(None, reason=reason, in_part=False), None
         clock = time.perf_counter
-        at = clock()
-        pixels_rgb = prepare(frame.frame_bgr, self.recipe)
-        latency_ms["prepare"] = (clock() - at) * 1e3
-        offset = 0.0
+        offset = None
         if self._empty_view is not None:
             at = clock()
-            location = locate(pixels_rgb, self._empty_view)
+            location = locate(prepare(frame.frame_bgr, self.recipe), self._empty_view)
             latency_ms["locate"] = (clock() - at) * 1e3
             if not location.present:
                 return Finding(None, empty=True), None
@@ -180,25 +245,39 @@ class Inspector:
             if not location.in_place:
                 return Finding(None, reason="part: not where the good parts lay"), None
             offset = location.offset
-        seen = self.look(frame, pixels_rgb, latency_ms, offset)
+        at = clock()
+        aligned = self.aligner.align(frame.frame_bgr)
+        latency_ms["align"] = (clock() - at) * 1e3
+        if aligned.empty:
+            return Finding(None, empty=True), None
+        if aligned.problem is not None or aligned.pixels_rgb is None:
+            return Finding(None, reason=aligned.problem or "part: not found"), None
+        seen = self.look(frame, aligned, latency_ms, offset)
         return Finding(seen.score), seen
 
     def look(
         self,
         frame: Frame,
-        pixels_rgb: np.ndarray,
+        aligned: Aligned,
         latency_ms: dict[str, float] | None = None,
-        offset: float = 0.0,
+        offset: float | None = None,
     ) -> Seen:
-        """Encode and score prepared pixels, whether or not a part is in them."""
+        """Encode and score an aligned picture, whether or not a part is in it."""
         at = time.perf_counter()
-        encoding = self.encoder.encode(pixels_rgb)
+        encoding = self.encoder.encode(aligned.pixels_rgb)
         between = time.perf_counter()
-        score = self.scorer.score(encoding.embedding)
+        anomaly = None
+        if self.patch_scorer is not None:
+            anomaly = self.patch_scorer.anomaly_map(encoding.maps)
+            score = self.patch_scorer.score(anomaly)
+        else:
+            score = self.scorer.score(encoding.embedding)
         if latency_ms is not None:
             latency_ms["encode"] = (between - at) * 1e3
             latency_ms["score"] = (time.perf_counter() - between) * 1e3
-        return Seen(frame, pixels_rgb, encoding, score, offset)
+        if offset is None:
+            offset = 0.0 if aligned.agreement is None else 1.0 - aligned.agreement
+        return Seen(frame, aligned.pixels_rgb, aligned.matrix, encoding, anomaly, score, offset)
 
     def _keep_evidence(self, seen: Seen | None) -> None:
         """
@@ -234,7 +313,7 @@ class Inspector:
         map_01 = overlay_bgr = None
         if decision.verdict is Verdict.NG and self._heatmaps and seen is not None:
             started = time.perf_counter()
-            map_01 = self.heatmap(seen)
+            map_01 = self.heatmap(seen, self._heatmap)
             overlay_bgr = overlay(seen.frame.frame_bgr, map_01)
             latency_ms["heatmap"] = (time.perf_counter() - started) * 1e3
         return Result(
@@ -249,22 +328,33 @@ class Inspector:
             map_01=map_01,
         )
 
-    def heatmap(self, seen: Seen, scale: ColourScale | None = None) -> np.ndarray:
+    def heatmap(
+        self, seen: Seen, kind: str | None = None, scale: ColourScale | None = None
+    ) -> np.ndarray:
         """
-        The decoder's difference map on the full frame.
+        A map of what is unlike good parts, on the full frame.
 
         Parameters
         ----------
         seen : Seen
+        kind : {'patch', 'decoder'}, optional
+            By default the one that overlays show.
         scale : ColourScale, optional
-            The bundle's own by default; ``ColourScale(0, 1)`` gives the bare differences.
+            The bundle's own by default; ``ColourScale(0, 1)`` gives the bare values.
 
         Returns
         -------
-        map_01 : ndarray of float32, shape (height, width) of the frame
+        map : ndarray of float32, shape (height, width) of the frame
+            0 outside the part's crop.
         """
-        section = self.bundle.manifest["decoder"]
-        redraw_01 = self.decoder.redraw(seen.encoding)
-        difference = difference_map(seen.pixels_rgb, redraw_01, section["blur_share"])
+        manifest = self.bundle.manifest
+        if (kind or self._heatmap) == "patch":
+            section = manifest["scorer"]
+            height, width = seen.pixels_rgb.shape[:2]
+            values = cv2.resize(seen.anomaly, (width, height), interpolation=cv2.INTER_LINEAR)
+        else:
+            section = manifest["decoder"]
+            redraw_01 = self.decoder.redraw(seen.encoding)
+            values = difference_map(seen.pixels_rgb, redraw_01, section["blur_share"])
         scale = scale or ColourScale(**section["colour_scale"])
-        return on_frame(difference, scale, seen.frame.frame_bgr.shape, self.recipe.region)
+        return on_frame(scale.apply(values), seen.matrix, seen.frame.frame_bgr.shape)

@@ -20,6 +20,8 @@ from edge_app.scorer import FEATURE_SCALINGS, SCORERS
 
 SCHEMA_VERSION = 1
 
+ALIGNMENTS = ("none", "centre", "pose")
+
 # Every field of schema 1 and the types it may have; None means "not learnt".
 _FIELDS: dict[str, tuple[type | None, ...]] = {
     "schema_version": (int,),
@@ -137,6 +139,9 @@ def _as_written(literal: str) -> float:
 def _check_values(path: Path, manifest: Mapping[str, Any]) -> None:
     """Refuse values that no bundle of schema 1 holds, however well they are hashed."""
     given, encoder = manifest["input"], manifest["encoder"]
+    # Optional: bundles from before there were several maps name only the patches.
+    map_shapes = encoder.get("map_shapes", [encoder["patch_shape"]])
+    map_layers = encoder.get("map_layers")
     checks = [
         ("input.size", given["size"], _whole(given["size"], 2, 8), "[height, width] from 8 pixels"),
         ("input.colour_order", given["colour_order"], given["colour_order"] == "rgb", "'rgb'"),
@@ -161,10 +166,22 @@ def _check_values(path: Path, manifest: Mapping[str, Any]) -> None:
             "[h, w, c]",
         ),
         (
+            "encoder.map_shapes",
+            map_shapes,
+            _are_maps(map_shapes, encoder["patch_shape"]),
+            "different [h, w, c], the first of them encoder.patch_shape",
+        ),
+        (
+            "encoder.map_layers",
+            map_layers,
+            map_layers is None or _are_names(map_layers, map_shapes),
+            "a list of names, one for each of encoder.map_shapes",
+        ),
+        (
             "alignment.recipe",
             manifest["alignment"]["recipe"],
-            manifest["alignment"]["recipe"] == "none",
-            "'none', the only one that this edge-app knows",
+            manifest["alignment"]["recipe"] in ALIGNMENTS,
+            f"one of {ALIGNMENTS}",
         ),
         ("quality", manifest["quality"], manifest["quality"] is None, "null"),
     ]
@@ -172,7 +189,18 @@ def _check_values(path: Path, manifest: Mapping[str, Any]) -> None:
     if scorer is not None:
         scaling = scorer["feature_scaling"]
         checks += [
-            ("scorer.kind", scorer["kind"], scorer["kind"] in SCORERS, f"one of {SCORERS}"),
+            (
+                "scorer.kind",
+                scorer["kind"],
+                scorer["kind"] in ("patches", *SCORERS),
+                f"one of {('patches', *SCORERS)}",
+            ),
+            (
+                "scorer.colour_scale",
+                scorer.get("colour_scale"),
+                scorer["kind"] != "patches" or _is_scale(scorer.get("colour_scale")),
+                "{low, high}, numbers in this order",
+            ),
             (
                 "scorer.feature_scaling",
                 scaling,
@@ -209,15 +237,23 @@ def _check_values(path: Path, manifest: Mapping[str, Any]) -> None:
             (
                 "decoder.colour_scale",
                 scale,
-                set(scale) == {"low", "high"}
-                and _finite(*scale.values())
-                and scale["low"] < scale["high"],
+                _is_scale(scale),
                 "{low, high}, numbers in this order",
             ),
         ]
     for field, value, right, wanted in checks:
         if not right:
             raise BundleError(f"{path}: field {field} is {str(value)[:60]}, wanted {wanted}")
+
+
+def _is_scale(scale: Any) -> bool:
+    """Whether this is a colour scale: {low, high}, in order."""
+    return (
+        isinstance(scale, dict)
+        and set(scale) == {"low", "high"}
+        and _finite(*scale.values())
+        and scale["low"] < scale["high"]
+    )
 
 
 def _finite(*values: Any) -> bool:
@@ -237,6 +273,26 @@ def _whole(values: list, count: int, least: int) -> bool:
     """Whether these are `count` whole numbers from `least`, none beyond any picture or network."""
     return len(values) == count and all(
         isinstance(n, int) and not isinstance(n, bool) and least <= n <= 100_000 for n in values
+    )
+
+
+def _are_maps(shapes: Any, patch_shape: list) -> bool:
+    """Whether these are shapes [h, w, c] of maps, none twice and that of the patches first."""
+    return (
+        isinstance(shapes, list)
+        and all(isinstance(shape, list) and _whole(shape, 3, 1) for shape in shapes)
+        and shapes[:1] == [patch_shape]
+        and len({tuple(shape) for shape in shapes}) == len(shapes)
+    )
+
+
+def _are_names(names: Any, shapes: Any) -> bool:
+    """Whether these are names, one for each of `shapes`."""
+    return (
+        isinstance(names, list)
+        and isinstance(shapes, list)
+        and len(names) == len(shapes)
+        and all(isinstance(name, str) for name in names)
     )
 
 

@@ -68,6 +68,21 @@ def still_frames(clip_frames, clip_truth) -> dict[str, list[np.ndarray]]:
     return by_kind
 
 
+@pytest.fixture(scope="session")
+def pooled_bundle(tmp_path_factory, base_path, still_frames):
+    """A bundle that scores pooled embeddings by LOF, enrolled from frames of the clip."""
+    from edge_app.bundle import load_bundle
+    from edge_app.cli import main
+
+    root = tmp_path_factory.mktemp("pooled")
+    (root / "good").mkdir()
+    for index, frame in enumerate(still_frames["good"][:84:7]):
+        cv2.imwrite(str(root / "good" / f"{index:03d}.png"), frame)
+    argv = ["enroll", root / "good", "--bundle", base_path, "--out", root / "b", "--scorer", "lof"]
+    assert main([str(arg) for arg in argv]) == 0
+    return load_bundle(root / "b")
+
+
 @pytest.fixture
 def good_folder(tmp_path, still_frames) -> Path:
     """A folder of 12 good pictures from the clip, of all its good parts."""

@@ -138,11 +138,13 @@ def test_a_digit_that_changes_no_value_is_noticed(copy):
         ("input", "region", [0.5, 0, 0.2, 1], r"field input\.region"),
         ("input", "scale", 10**400, r"field input\.scale"),
         ("encoder", "embedding_shape", [], r"field encoder\.embedding_shape"),
-        ("alignment", "recipe", "pose", r"field alignment\.recipe"),
+        ("alignment", "recipe", "mirror", r"field alignment\.recipe"),
         ("presence", "place", [1], r"field presence\.place"),
         ("scorer", "kind", "svm", r"field scorer\.kind"),
         ("scorer", "feature_scaling", "log", r"field scorer\.feature_scaling"),
-        ("scorer", "k", 10**6, r"scorer\.k is 1000000"),
+        ("scorer", "components", [], r"components is \[\]"),
+        ("scorer", "image_score", "mean", r"image_score is 'mean'"),
+        ("scorer", "colour_scale", {"low": 2, "high": 1}, r"field scorer\.colour_scale"),
         ("decoder", "colour_scale", {"low": 2, "high": 1}, r"field decoder\.colour_scale"),
         ("decoder", "blur_share", 1e9, r"field decoder\.blur_share"),
         ("files", "encoder.tflite", 5, r"field files\.encoder\.tflite is a int"),
@@ -161,16 +163,47 @@ def test_well_hashed_nonsense_is_refused_by_field(copy, section, field, value, s
         ("density", lambda a: -a, "not above 0"),
         ("scores", lambda a: a * np.nan, "not a finite number"),
         ("embeddings", lambda a: a.astype(str), "embeddings is of"),
+        ("embeddings", lambda a: a[:, :-1], "embeddings is of shape"),
         ("axes", lambda a: a[:, 1:], "axes is of shape"),
         ("image_ids", lambda a: np.zeros(len(a)), "image_ids is of float64"),
     ],
 )
-def test_arrays_that_cannot_be_are_refused(nut_bundle, tmp_path, name, change, says):
+def test_arrays_that_cannot_be_are_refused(pooled_bundle, tmp_path, name, change, says):
+    arrays = {**pooled_bundle.reference, name: change(pooled_bundle.reference[name])}
+    with pytest.raises(BundleError, match=says):
+        write_bundle(tmp_path / "b", sections(pooled_bundle), pooled_bundle.encoder, None, arrays)
+
+
+def test_more_neighbours_than_references_are_refused(pooled_bundle, tmp_path):
+    path = tmp_path / "b"
+    shutil.copytree(pooled_bundle.path, path)
+    rewrite(path, scorer={**pooled_bundle.manifest["scorer"], "k": 10**6})
+    with pytest.raises(BundleError, match=r"scorer\.k is 1000000"):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("p0_axes", lambda a: a[1:], "array p0_axes is of shape"),
+        ("p0_spread", lambda a: a * 0, "p0_spread holds numbers that are not above 0"),
+        ("p0_rows", lambda a: a * np.nan, "p0_rows holds what is not a finite number"),
+    ],
+)
+def test_patch_arrays_that_cannot_be_are_refused(nut_bundle, tmp_path, name, change, says):
     arrays = {**nut_bundle.reference, name: change(nut_bundle.reference[name])}
     with pytest.raises(BundleError, match=says):
         write_bundle(
             tmp_path / "b", sections(nut_bundle), nut_bundle.encoder, nut_bundle.decoder, arrays
         )
+
+
+def test_the_learnt_pictures_are_verified_when_they_are_read(copy):
+    assert load_bundle(copy).learnt() is not None
+    (copy / "learnt.npz").write_bytes(b"x")
+    bundle = load_bundle(copy)  # no inspection needs them
+    with pytest.raises(BundleError, match=r"learnt\.npz: has 1 bytes"):
+        bundle.learnt()
 
 
 def test_files_outside_the_bundle_are_not_followed(copy):
@@ -208,14 +241,6 @@ def test_an_encoder_of_another_shape_is_refused(copy):
     rewrite(copy, input=manifest["input"])
     with pytest.raises(BundleError, match=r"input\.size is \[64, 64\]"):
         Inspector(load_bundle(copy), load_config().decision, "single")
-
-
-def test_a_reference_of_another_width_is_refused(nut_bundle, tmp_path):
-    arrays = {**nut_bundle.reference, "embeddings": nut_bundle.reference["embeddings"][:, :-1]}
-    with pytest.raises(BundleError, match="array embeddings is of shape"):
-        write_bundle(
-            tmp_path / "b", sections(nut_bundle), nut_bundle.encoder, nut_bundle.decoder, arrays
-        )
 
 
 def test_current_is_replaced_and_never_missing(copy, tmp_path):

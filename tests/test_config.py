@@ -8,8 +8,8 @@ from dataclasses import asdict
 import pytest
 
 from edge_app.config import DEFAULT_FILE, load_config
-from edge_app.enrol import ScorerSettings
 from edge_app.errors import ConfigError
+from edge_app.learn_neighbours import ScorerSettings
 
 
 def write(tmp_path, text):
@@ -51,7 +51,7 @@ def test_a_file_overrides_what_it_names_only(tmp_path):
         ("[runtime]\nthreads = true", "threads is True, wanted"),
         ("[runtime]\nthreads = '2'", "threads is '2', wanted"),
         ("[enroll]\nfalse_reject_rate = 0.5", "wanted a number above 0, below 0.5"),
-        ("[enroll]\nscorer = 'svm'", 'wanted one of "lof", "knn"'),
+        ("[enroll]\nscorer = 'svm'", 'wanted one of "patches", "lof", "knn"'),
         ("[decision]\nng_share = nan", "ng_share is nan, wanted"),
         ("runtime = 1", r"wanted a section \[runtime\]"),
         ("[runtime", "is not TOML"),

@@ -12,6 +12,9 @@ keras = pytest.importorskip("keras", reason="fit needs the tools extra")
 
 from edge_app.bundle import load_bundle  # noqa: E402
 from edge_app.cli import main as edge_app  # noqa: E402
+from edge_app.enrol import Encodings  # noqa: E402
+from edge_app.inspector import build_encoder  # noqa: E402
+from edge_app.learnt_pictures import unpack  # noqa: E402
 from tools.__main__ import main as tools  # noqa: E402
 
 SIZE = 64
@@ -42,8 +45,11 @@ def test_a_fitted_bundle_is_whole(fitted):
     manifest = bundle.manifest
     assert manifest["part"] == "nut" and bundle.size == (SIZE, SIZE)
     assert manifest["threshold"]["images"] == 24
-    assert manifest["threshold"]["supported_rate"] == pytest.approx(1 / 25)
-    assert manifest["presence"] is not None and manifest["alignment"] == {"recipe": "none"}
+    assert manifest["scorer"]["kind"] in ("patches", "lof", "knn")
+    tried = manifest["scorer"]["trials"]
+    assert len(tried) > 10 and all(0 <= trial["drawn_auroc"] <= 1 for trial in tried)
+    assert manifest["alignment"]["recipe"] in ("none", "pose")
+    assert (manifest["presence"] is not None) == (manifest["alignment"]["recipe"] == "none")
     scale = manifest["decoder"]["colour_scale"]
     assert 0 < scale["low"] < scale["high"]
     assert manifest["decoder"]["kind"] == "mobile" and manifest["decoder"]["source"] == "patches"
@@ -63,7 +69,8 @@ def test_the_same_seed_gives_the_same_bundle(fitted, nuts, weights_file, tmp_pat
     assert tools(fit_argv(nuts, weights_file, again, "--epochs", 3)) == 0
     one, other = load_bundle(fitted), load_bundle(again)
     assert one.encoder == other.encoder
-    np.testing.assert_array_equal(one.reference["embeddings"], other.reference["embeddings"])
+    for name, array in one.reference.items():
+        np.testing.assert_array_equal(array, other.reference[name], err_msg=name)
     assert one.manifest["threshold"] == other.manifest["threshold"]
     assert one.manifest["decoder"]["colour_scale"] == other.manifest["decoder"]["colour_scale"]
 
@@ -78,7 +85,8 @@ def test_evaluate_writes_every_figure(fitted, nuts, tmp_path, capsys):
         "false_reject_rate", "miss_rate", "latency_ms", "images", "bundle_sha256", "heatmaps",
     }  # fmt: skip
     assert figures["bundle_sha256"] == load_bundle(fitted).sha256
-    assert figures["heatmaps"]["decoder"] == {
+    assert set(figures["heatmaps"]) == {"patch", "decoder"}
+    assert figures["heatmaps"]["patch"] == {
         "pixel_auroc": figures["pixel_auroc"], "au_pro": figures["au_pro"]
     }  # fmt: skip
     assert set(figures["per_defect"]) == {
@@ -100,7 +108,8 @@ def test_other_dtypes_judge_like_float32(fitted, nuts, weights_file, tmp_path, d
     whole, small = load_bundle(fitted), load_bundle(out)
     assert len(small.encoder) < 0.7 * len(whole.encoder)
     assert small.manifest["encoder"]["dtype"] == dtype and small.decoder is None
-    one, other = whole.reference["embeddings"], small.reference["embeddings"]
+    pixels = [picture.pixels_rgb for picture in unpack(whole.learnt(), "learnt.npz")]
+    one, other = (Encodings(pixels, build_encoder(b, 1)).embeddings for b in (whole, small))
     cosine = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
     assert cosine.min() > (0.9999 if dtype == "float16" else 0.95)
 
@@ -144,7 +153,8 @@ def test_too_few_good_images_say_how_many(capsys, nuts, weights_file, tmp_path):
     few.mkdir()
     for path in sorted((nuts / "train" / "good").iterdir())[:5]:
         (few / path.name).write_bytes(path.read_bytes())
-    assert tools(fit_argv(few, weights_file, tmp_path / "b", "--no-decoder")) == 2
+    argv = fit_argv(few, weights_file, tmp_path / "b", "--no-decoder", "--scorer", "lof")
+    assert tools(argv) == 2
     assert "5 good images are too few for 5 neighbours" in capsys.readouterr().err
 
 

@@ -14,12 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom up; a module imports from layers below its own only.
 LAYERS = [
     ["errors"],
-    ["records", "scorer", "runtime", "preprocess", "arguments"],
+    ["records", "scorer", "runtime", "preprocess", "arguments", "patches"],
+    ["foreground", "held_out", "learnt_pictures", "learn_neighbours", "learn_patches"],
+    ["align"],
+    ["learn_align"],
     ["config", "manifest"],
     ["bundle"],
     ["encoder", "presence", "decision"],
     ["heatmap"],
     ["enrol"],
+    ["learn_report"],
     ["sources.folder", "sources.webcam", "sinks.jsonl", "sinks.overlays"],
     ["sources.video"],
     ["sources", "sinks"],

@@ -13,6 +13,7 @@ from edge_app.errors import EdgeAppError
 COMMANDS = {
     "fit": "good images in, calibrated bundle out",
     "evaluate": "what a bundle does on labelled images, through the device's own code",
+    "perturb": "how much its figures suffer when the part or the station changes",
     "train-encoder": "fine-tune the MobileNetV2 encoder (DOC)",
     "train-decoder": "train the decoder behind the heatmap",
     "convert": "Keras to TFLite, with a parity report",

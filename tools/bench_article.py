@@ -22,17 +22,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
 
+from edge_app.align import Aligner, Alignment
 from edge_app.bundle import Bundle, made_now, write_bundle
 from edge_app.config import DEFAULT_FILE, load_config
 from edge_app.encoder import Encoder
-from edge_app.enrol import Learnt, ScorerSettings, enrol, learn_reference
+from edge_app.enrol import Encodings, gather
+from edge_app.enrol import learn as learn_pictures
 from edge_app.errors import InputError
 from edge_app.inspector import Inspector
+from edge_app.learn_neighbours import ScorerSettings
+from edge_app.learnt_pictures import LearntPicture
 from edge_app.preprocess import Preprocessing
 from edge_app.records import Frame, Verdict
 
@@ -54,6 +58,7 @@ SCORERS = ("knn", "lof")
 _WARM_UP_FRAMES = 10
 # An OK frame must stay OK: the comparison without heatmaps is one of good parts passing by.
 _FALSE_REJECT_RATE = 0.001
+UNALIGNED = Alignment("none")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +160,7 @@ def measure(n_frames: int, n_references: int, weights: Path | None) -> dict[str,
     from tools.network import build_encoder
 
     keras.utils.set_random_seed(SEED)
-    keras_encoder = build_encoder(weights, SIZE, alpha=ALPHA)
+    keras_encoder = build_encoder(weights, SIZE, alpha=ALPHA, map_layers=())
     embedding, patches = keras_encoder.outputs
     shapes = (SIZE, embedding.shape[-1], tuple(patches.shape[1:]))
     standard_decoder = build_decoder("standard", *shapes)
@@ -339,11 +344,23 @@ def drawn_frames(count: int, seed: int) -> Iterator[Frame]:
         yield Frame(index, "drawn", np.clip(frame, 0, 255).astype(np.uint8))
 
 
+class Learnt(NamedTuple):
+    """Good pictures and what the encoder says of them."""
+
+    pictures: list[LearntPicture]
+    encodings: Encodings
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """float32, shape (n, d)."""
+        return self.encodings.embeddings
+
+
 def learn(
     encoder: bytes, frames: Iterator[Frame], progress: Callable[[int], None] = lambda seen: None
 ) -> Learnt:
     """
-    Embeddings of good frames, through the device's own code.
+    Good frames and their encodings, through the device's own code.
 
     Parameters
     ----------
@@ -352,13 +369,11 @@ def learn(
     frames : iterator of Frame
     progress : callable
         Called with the number of frames seen.
-
-    Returns
-    -------
-    edge_app.enrol.Learnt
     """
-    device_encoder = Encoder(encoder, PIXEL_SCALE, 0.0)
-    return enrol(frames, device_encoder, Preprocessing(SIZE), progress=progress).learnt
+    aligner = Aligner(UNALIGNED, SIZE, None)
+    pictures = gather(frames, aligner, Preprocessing(SIZE), progress=progress).pictures
+    pixels_rgb = [picture.pixels_rgb for picture in pictures]
+    return Learnt(pictures, Encodings(pixels_rgb, Encoder(encoder, PIXEL_SCALE, 0.0)))
 
 
 def device_bundle(path: Path, encoder: bytes, decoder: bytes, learnt: Learnt, kind: str) -> Bundle:
@@ -371,7 +386,7 @@ def device_bundle(path: Path, encoder: bytes, decoder: bytes, learnt: Learnt, ki
         Where to write it; must not exist.
     encoder, decoder : bytes
         TFLite files; the decoder redraws from the patches.
-    learnt : edge_app.enrol.Learnt
+    learnt : Learnt
     kind : {'knn', 'lof'}
 
     Returns
@@ -379,8 +394,15 @@ def device_bundle(path: Path, encoder: bytes, decoder: bytes, learnt: Learnt, ki
     edge_app.bundle.Bundle
     """
     settings = ScorerSettings(kind, N_NEIGHBORS, "minmax")
-    reference, sections = learn_reference(learnt, settings, _FALSE_REJECT_RATE, None)
     probe = Encoder(encoder, PIXEL_SCALE, 0.0)
+    learning = learn_pictures(
+        learnt.pictures,
+        probe,
+        UNALIGNED,
+        settings,
+        _FALSE_REJECT_RATE,
+        encodings=learnt.encodings,
+    )
     manifest = {
         "parent_sha256": None,
         "part": "bench",
@@ -397,7 +419,6 @@ def device_bundle(path: Path, encoder: bytes, decoder: bytes, learnt: Learnt, ki
             "embedding_shape": [probe.embedding_dim],
             "patch_shape": list(probe.patch_shape),
         },
-        "alignment": {"recipe": "none"},
         "quality": None,
         "decoder": {
             "kind": "mobile",
@@ -406,9 +427,9 @@ def device_bundle(path: Path, encoder: bytes, decoder: bytes, learnt: Learnt, ki
             "colour_scale": {"low": 0.0, "high": 1.0},
         },
         "provenance": {"weights": "for timing only", "licence": "none", "remake": []},
-        **sections,
+        **learning.sections,
     }
-    return write_bundle(path, manifest, encoder, decoder, reference)
+    return write_bundle(path, manifest, encoder, decoder, learning.reference)
 
 
 def device_inspector(bundle: Bundle, heatmaps: bool) -> Inspector:

@@ -15,18 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from edge_app.arguments import whole_from_1
+from edge_app.align import Aligned
+from edge_app.arguments import refuse_unwritable, whole_from_1
 from edge_app.bundle import load_bundle
 from edge_app.config import load_config
-from edge_app.errors import InputError
 from edge_app.heatmap import ColourScale
 from edge_app.inspector import Inspector
-from edge_app.preprocess import prepare
+from edge_app.preprocess import prepare, region_box
 from edge_app.records import Frame, Verdict
 from edge_app.sources.folder import read_picture
 from tools.inspection_set import InspectionSet, TestPicture, read_inspection_set, read_mask
 
-# Differences as they are, not clipped to the overlay's colours: clipping would tie them.
+# Maps as they are, not clipped to the overlay's colours: clipping would tie them.
 BARE = ColourScale(0.0, 1.0)
 
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     inspection_set = read_inspection_set(args.data)
     bundle = load_bundle(args.bundle)
     if args.json is not None:
-        _refuse_unwritable(args.json)
+        refuse_unwritable(args.json)
     inspector = Inspector(bundle, load_config().decision, "single", args.threads, heatmaps=False)
     figures = evaluate(inspector, inspection_set)
     _print(figures, inspection_set)
@@ -63,15 +63,6 @@ def run(args: argparse.Namespace) -> int:
         args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
         print(f"figures: {args.json}")
     return 0
-
-
-def _refuse_unwritable(path: Path) -> None:
-    """Find out before minutes of work, not after, that the figures cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,7 @@ class Judged:
     verdict: Verdict
     score: float
     loop_ms: float | None
-    difference: np.ndarray | None
+    maps: dict[str, np.ndarray]
     mask: np.ndarray | None
 
 
@@ -103,10 +94,11 @@ def evaluate(
     Returns
     -------
     dict
-        `image_auroc`; `pixel_auroc` and `au_pro` of the decoder's map (None without masks or
-        decoder); `per_defect`, `trivial`, `threshold`, `false_reject_rate` (good pictures that
-        are NG), `miss_rate` (defective ones that are OK), `latency_ms` from frame to decision,
-        `images` with the counts of verdicts, `heatmaps`, `bundle_sha256`.
+        `image_auroc`; `pixel_auroc` and `au_pro` of the map that overlays show (None without
+        masks or map), and of each kind of map under `heatmaps`; `per_defect`, `trivial`,
+        `threshold`, `false_reject_rate` (good pictures that are NG), `miss_rate` (defective ones
+        that are OK), `latency_ms` from frame to decision, `images` with the counts of verdicts,
+        `bundle_sha256`.
 
     Notes
     -----
@@ -119,29 +111,27 @@ def evaluate(
     from tools.trivial import trivial_figures
 
     has_masks = any(picture.mask_path for picture in inspection_set.test)
-    wants_maps = has_masks and inspector.decoder is not None
+    kinds = inspector.heatmap_kinds if has_masks else ()
     bar = tqdm(
         inspection_set.test, desc="inspecting", unit="picture", delay=2, disable=not progress
     )
-    judged = [_judge(inspector, index, picture, wants_maps) for index, picture in enumerate(bar)]
+    judged = [_judge(inspector, index, picture, kinds) for index, picture in enumerate(bar)]
     scores = [one.score for one in judged]
     is_anomaly = [one.picture.is_anomaly for one in judged]
     heatmaps = {}
-    if wants_maps:
-        maps = [one.difference for one in judged if one.mask is not None]
-        masks = [one.mask for one in judged if one.mask is not None]
-        heatmaps["decoder"] = {
-            "pixel_auroc": pixel_auroc(maps, masks),
-            "au_pro": au_pro(maps, masks),
-        }
+    masks = [one.mask for one in judged if one.mask is not None]
+    for kind in kinds:
+        maps = [one.maps[kind] for one in judged if one.mask is not None]
+        heatmaps[kind] = {"pixel_auroc": pixel_auroc(maps, masks), "au_pro": au_pro(maps, masks)}
+    shown = heatmaps.get(next(iter(kinds), None), {})
     good = [one for one in judged if not one.picture.is_anomaly]
     defective = [one for one in judged if one.picture.is_anomaly]
     latencies = [one.loop_ms for one in judged if one.loop_ms is not None]
     return {
         "data": inspection_set.name,
         "image_auroc": image_auroc(scores, is_anomaly),
-        "pixel_auroc": heatmaps.get("decoder", {}).get("pixel_auroc"),
-        "au_pro": heatmaps.get("decoder", {}).get("au_pro"),
+        "pixel_auroc": shown.get("pixel_auroc"),
+        "au_pro": shown.get("au_pro"),
         "per_defect": _per_defect(good, defective),
         "trivial": trivial_figures(inspection_set, progress),
         "threshold": inspector.threshold,
@@ -161,17 +151,32 @@ def evaluate(
     }
 
 
-def _judge(inspector: Inspector, index: int, picture: TestPicture, wants_map: bool) -> Judged:
+def _judge(
+    inspector: Inspector, index: int, picture: TestPicture, kinds: tuple[str, ...]
+) -> Judged:
     frame = Frame(index, str(picture.path), read_picture(picture.path))
     (result,) = inspector.inspect(frame)
-    seen = inspector.look(frame, prepare(frame.frame_bgr, inspector.recipe))
-    difference = mask = None
-    if wants_map and (picture.mask_path or not picture.is_anomaly):
-        difference = inspector.heatmap(seen, BARE)
-        mask = np.zeros(difference.shape, bool)
+    seen = inspector.look(frame, align_anyway(inspector, frame))
+    maps: dict[str, np.ndarray] = {}
+    mask = None
+    if kinds and (picture.mask_path or not picture.is_anomaly):
+        maps = {kind: inspector.heatmap(seen, kind, BARE) for kind in kinds}
+        mask = np.zeros(frame.frame_bgr.shape[:2], bool)
         if picture.mask_path is not None:
-            mask = read_mask(picture.mask_path, difference.shape)
-    return Judged(picture, result.decision.verdict, seen.score, result.loop_ms, difference, mask)
+            mask = read_mask(picture.mask_path, mask.shape)
+    return Judged(picture, result.decision.verdict, seen.score, result.loop_ms, maps, mask)
+
+
+def align_anyway(inspector: Inspector, frame: Frame) -> Aligned:
+    """The aligned picture; where no part was found, the region of interest as it is."""
+    aligned = inspector.aligner.align(frame.frame_bgr)
+    if aligned.pixels_rgb is not None:
+        return aligned
+    pixels_rgb = prepare(frame.frame_bgr, inspector.recipe)
+    x0, y0, x1, y1 = region_box(inspector.recipe.region, frame.frame_bgr.shape)
+    across, down = (x1 - x0) / pixels_rgb.shape[1], (y1 - y0) / pixels_rgb.shape[0]
+    matrix = np.array([[across, 0, x0 + (across - 1) / 2], [0, down, y0 + (down - 1) / 2]])
+    return Aligned(pixels_rgb, matrix, aligned.empty, aligned.problem, None)
 
 
 def _share(judged: list[Judged], verdict: Verdict) -> float:
@@ -209,6 +214,10 @@ def _print(figures: dict[str, Any], inspection_set: InspectionSet) -> None:
         if figures[key] is not None:
             beside = trivial[f"mean_picture_{key}"]
             print(f"{name:12} {figures[key]:.4f}   (trivial: |picture - mean| {beside:.4f})")
+    for kind, row in figures["heatmaps"].items():
+        print(
+            f"  {kind + ' map':20} pixel AUROC {row['pixel_auroc']:.4f}  AU-PRO {row['au_pro']:.4f}"
+        )
     for defect, row in figures["per_defect"].items():
         print(
             f"  {defect:20} AUROC {row['image_auroc']:.4f}  missed {row['miss_rate']:.1%}"

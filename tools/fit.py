@@ -18,24 +18,37 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_app.arguments import rate, region, whole_from_1
+from edge_app.align import RECIPES, Aligner, Alignment, part_weight
+from edge_app.arguments import rate, refuse_unwritable, region, whole_from_0, whole_from_1
 from edge_app.bundle import Bundle, activate, made_now, refuse_existing, write_bundle
 from edge_app.encoder import Encoder
 from edge_app.enrol import (
-    Enrolment,
-    ScorerSettings,
-    Threshold,
-    enrol,
-    learn_reference,
-    refuse_too_few,
+    ALIGN_PICTURES,
+    Encodings,
+    Gathered,
+    choose_alignment,
+    gather,
+    kept_pictures,
+    learn,
+    promise,
+    refuse_too_few_images,
+    threshold_of,
+    usable_maps,
 )
 from edge_app.errors import InputError
 from edge_app.heatmap import Decoder, difference_map
+from edge_app.held_out import near_duplicate_groups, thumbnail
+from edge_app.learn_align import LearntAlignment
+from edge_app.learn_neighbours import ScorerSettings, refuse_too_few
+from edge_app.learn_patches import PatchSettings, affordable_bytes, default_settings
+from edge_app.learn_report import write_report
 from edge_app.preprocess import Preprocessing
 from edge_app.records import Frame
 from edge_app.scorer import FEATURE_SCALINGS, SCORERS
 from edge_app.sources.folder import list_pictures, read_picture
-from tools.inspection_set import good_pictures, read_prepared
+from tools.choose import Trial, choose_scorer, table
+from tools.choose import sentence as trials_sentence
+from tools.inspection_set import good_pictures
 
 if TYPE_CHECKING:
     import keras
@@ -74,7 +87,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="fast",
         help="compute budget of the encoder: 20, 100 or 300 million multiply-adds (default: fast)",
     )
-    add("--size", type=whole_from_1, metavar="PX", help="input side instead of the preset's")
+    add(
+        "--size",
+        type=whole_from_1,
+        metavar="PX",
+        help="input side instead of the preset's (of a square of that area)",
+    )
     add("--embedding-layer", metavar="L", help="layer that is averaged into the embedding")
     add("--patch-layer", metavar="L", help="layer that gives the patch map")
     add("--alpha", type=float, metavar="A", help="of --weights imagenet (default: 0.35)")
@@ -104,9 +122,45 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="wanted false-reject rate, above 0, below 0.5 (default: 0.01)",
     )
-    add("--scorer", choices=SCORERS, default="lof", help="default: lof")
-    add("--neighbours", type=whole_from_1, default=5, metavar="K", help="default: 5")
-    add("--feature-scaling", choices=FEATURE_SCALINGS, default="minmax", help="default: minmax")
+    add(
+        "--align",
+        choices=("auto", *RECIPES),
+        default="auto",
+        help="bring the part to one place (centre) and direction (pose) first; auto (default): "
+        "what makes the good pictures agree best",
+    )
+    add(
+        "--scorer",
+        choices=("auto", "patches", *SCORERS),
+        default="auto",
+        help="auto (default): what tells drawn defects best from held-out good pictures; patches: "
+        "place by place, nothing tried; lof, knn: over the pooled embeddings",
+    )
+    add(
+        "--neighbours",
+        type=whole_from_1,
+        default=5,
+        metavar="K",
+        help="of lof and knn (default: 5)",
+    )
+    add(
+        "--feature-scaling",
+        choices=FEATURE_SCALINGS,
+        default="minmax",
+        help="of lof and knn (default: minmax)",
+    )
+    add(
+        "--drop-outliers",
+        action="store_true",
+        help="leave out the good pictures least like the rest (they are listed either way)",
+    )
+    add(
+        "--keep",
+        type=whole_from_0,
+        metavar="N",
+        help="good pictures kept in the bundle for enroll --add, at most (default: 16 MB of them)",
+    )
+    add("--report", metavar="FILE", help="write a page with what was tried and what looks odd")
     add("--licence", metavar="TEXT", help="licence of weights and pictures, kept in the manifest")
     add(
         "--prior",
@@ -122,47 +176,188 @@ def run(args: argparse.Namespace) -> int:
     """Fit a bundle; see the module's docstring."""
     started = time.monotonic()
     refuse_existing(args.out)
+    if args.report:
+        refuse_unwritable(args.report)
     if args.data is None and not (args.encoder_only and args.dtype != "int8"):
         raise InputError("--data DIR is missing: good pictures are what a bundle is fitted to")
     paths = _good_paths(args)
-    settings = ScorerSettings(args.scorer, args.neighbours, args.feature_scaling)
+    settings = ScorerSettings(
+        "patches" if args.scorer == "auto" else args.scorer, args.neighbours, args.feature_scaling
+    )
     if not args.encoder_only:
-        refuse_too_few(len(paths), settings)
+        refuse_too_few_images(len(paths))
+        if settings.kind != "patches":
+            refuse_too_few(len(paths), settings)
     if args.alpha is not None and args.weights != "imagenet":
         raise InputError("--alpha goes with --weights imagenet only: other weights know their own")
     from tools.convert import convert_checked, smooth_noise
+    from tools.network import map_layers_of, map_shapes_of
 
-    network, origin = _network(args)
+    empty = tuple(_frames(_empty_paths(args)))
+    alignment, reason = Alignment("none"), None
+    if paths and not args.encoder_only:
+        wanted = None if args.align == "auto" else args.align
+        learnt = choose_alignment(_sample(paths), args.region, wanted, empty)
+        alignment, reason = learnt.alignment, learnt.reason
+        _say_agreement(learnt)
+    network, origin = _network(args, alignment.aspect or 1.0)
     size = tuple(int(side) for side in network.input_shape[1:3])
-    recipe = Preprocessing(size, args.region)
-    pictures = read_prepared(paths, recipe)
-    representative = np.stack(pictures) if pictures else None
+    aligner = Aligner(alignment, size, args.region)
+    gathered = Gathered([], None, [])
+    if paths:
+        gathered = _gather(args, aligner, size, paths, empty)
+    pictures_rgb = [picture.pixels_rgb for picture in gathered.pictures]
+    representative = np.stack(pictures_rgb) if pictures_rgb else None
     compared = smooth_noise(size) if representative is None else representative[:COMPARED]
     encoder_bytes, _ = convert_checked("encoder", network, args.dtype, representative, compared)
-    encoder = Encoder(encoder_bytes, SCALE, OFFSET)
+    encoder = Encoder(encoder_bytes, SCALE, OFFSET, map_shapes=map_shapes_of(network))
     manifest = _manifest(args, encoder, origin, network, len(paths))
     if args.encoder_only:
         bundle = write_bundle(args.out, manifest, encoder_bytes)
         print(f"bundle: {bundle.path} (encoder only, {_describe(bundle)})")
         return _done(args, bundle)
-    enrolment = _enrol(args, encoder, recipe, paths)
-    reference, sections = learn_reference(
-        enrolment.learnt, settings, args.rate, enrolment.empty_view
+    encodings = _encode(pictures_rgb, encoder)
+    most_bytes = affordable_bytes(manifest["encoder"]["multiply_adds"])
+    shapes = encoder.map_shapes
+    patch_settings, trials = default_settings(shapes, usable_maps(shapes), most_bytes), []
+    if args.scorer == "auto":
+        chosen, trials = _choose(args, pictures_rgb, encodings, encoder, alignment, most_bytes)
+        if isinstance(chosen, ScorerSettings):
+            settings = chosen
+        else:
+            patch_settings = chosen
+    learning = learn(
+        gathered.pictures,
+        encoder,
+        alignment,
+        settings,
+        args.rate,
+        gathered.empty_view,
+        patch_settings,
+        encodings,
+        args.drop_outliers,
     )
+    sections = dict(learning.sections)
+    if trials:
+        sections["scorer"]["trials"] = [_trial(trial) for trial in trials]
+    sections["scorer"]["layers"] = list(map_layers_of(network))
     decoder_bytes = None
     if not args.no_decoder:
-        decoder_bytes, section = _decoder(args, network, encoder, pictures)
+        # What was left out as not good must not be redrawn as good either.
+        learnt_rgb = [picture.pixels_rgb for picture in learning.pictures]
+        decoder_bytes, section = _decoder(args, network, encoder, learnt_rgb)
         sections["decoder"] = section
+    packed, forgotten = kept_pictures(learning.pictures, args.keep)
     bundle = write_bundle(
-        args.out, {**manifest, **sections}, encoder_bytes, decoder_bytes, reference
+        args.out,
+        {**manifest, **sections},
+        encoder_bytes,
+        decoder_bytes,
+        learning.reference,
+        packed,
     )
-    for sentence in enrolment.skipped:
+    for sentence in gathered.skipped:
         print(f"not learnt: {sentence}", file=sys.stderr)
-    count = len(enrolment.learnt.embeddings)
+    print(f"alignment: {alignment.recipe} ({reason})")
+    if trials:
+        print(table(trials))
+        print(trials_sentence(trials))
+    for name, score in learning.dropped:
+        print(f"left out as unlike the rest: {name} (score {score:.4g})")
+    for name, score in learning.least_like:
+        print(f"least like the rest: {name} (score {score:.4g}); if it is not good, take it away")
+    count = len(learning.pictures)
     print(f"fitted {count} good images in {time.monotonic() - started:.0f} s, {_describe(bundle)}")
-    print(Threshold(**sections["threshold"]).sentence())
+    if forgotten:
+        print(f"{forgotten} of the pictures are not kept: enroll --add will not relearn them")
+    print(threshold_of(sections["threshold"]).sentence())
+    for sentence in promise(learning):
+        print(sentence)
+    if args.report:
+        rows = [{**_trial(trial), "chosen": trial.chosen} for trial in trials]
+        write_report(args.report, bundle.manifest, learning, gathered.pictures, rows, reason)
+        print(f"report: {args.report}")
     print(f"bundle: {bundle.path}")
     return _done(args, bundle)
+
+
+def _trial(trial: Trial) -> dict[str, Any]:
+    """A trial as the manifest keeps it."""
+    return {
+        "name": trial.name,
+        "drawn_auroc": trial.drawn_auroc,
+        "low": trial.low,
+        "high": trial.high,
+        "bytes": trial.bytes,
+        "note": trial.note,
+    }
+
+
+def _say_agreement(learnt: LearntAlignment) -> None:
+    for recipe, figures in learnt.agreement.items():
+        said = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        print(f"alignment {recipe}: {said}")
+
+
+def _sample(paths: Sequence[Path]) -> list[Frame]:
+    step = max(1, -(-len(paths) // ALIGN_PICTURES))
+    return list(_frames(paths[::step]))
+
+
+def _empty_paths(args: argparse.Namespace) -> list[Path]:
+    folder = None if args.data is None else args.data / "train" / "empty"
+    return list_pictures(folder) if folder is not None and folder.is_dir() else []
+
+
+def _gather(
+    args: argparse.Namespace,
+    aligner: Aligner,
+    size: tuple[int, int],
+    paths: Sequence[Path],
+    empty: Sequence[Frame],
+) -> Gathered:
+    from tqdm import tqdm
+
+    bar = tqdm(paths, desc="reading good pictures", unit="picture", delay=2, leave=False)
+    views = empty if aligner.alignment.recipe == "none" else ()
+    return gather(_frames(bar), aligner, Preprocessing(size, args.region), views)
+
+
+def _encode(pictures_rgb: Sequence[np.ndarray], encoder: Encoder) -> Encodings:
+    from tqdm import tqdm
+
+    total = len(pictures_rgb)
+    with tqdm(total=total, desc="encoding", unit="picture", delay=2, leave=False) as bar:
+        return Encodings(pictures_rgb, encoder, bar.update)
+
+
+def _choose(
+    args: argparse.Namespace,
+    pictures_rgb: Sequence[np.ndarray],
+    encodings: Encodings,
+    encoder: Encoder,
+    alignment: Alignment,
+    most_bytes: int,
+) -> tuple[PatchSettings | ScorerSettings, list[Trial]]:
+    from tqdm import tqdm
+
+    groups = near_duplicate_groups(np.stack([thumbnail(pixels) for pixels in pictures_rgb]))
+    with tqdm(desc="choosing", unit="candidate", delay=2, leave=False) as bar:
+
+        def progress(what: str) -> None:
+            bar.set_postfix_str(what, refresh=False)
+            bar.update()
+
+        return choose_scorer(
+            pictures_rgb,
+            encodings,
+            groups,
+            encoder,
+            lambda grid: part_weight(alignment, grid),
+            most_bytes,
+            args.seed,
+            progress,
+        )
 
 
 def _done(args: argparse.Namespace, bundle: Bundle) -> int:
@@ -186,15 +381,17 @@ def _good_paths(args: argparse.Namespace) -> tuple[Path, ...]:
     return good_pictures(args.data)
 
 
-def _network(args: argparse.Namespace) -> tuple[keras.Model, dict[str, Any]]:
-    """The Keras encoder and where its weights come from."""
-    from tools.network import choose_input, encoder_from, load_run, read_alpha
+def _network(args: argparse.Namespace, aspect: float) -> tuple[keras.Model, dict[str, Any]]:
+    """The Keras encoder, its input of the part's aspect ratio, and where its weights come from."""
+    from tools.network import choose_input, encoder_from, load_run, read_alpha, shaped
     from tools.train_encoder import weights_origin
 
     weights = args.weights
     if weights != "imagenet" and Path(weights).is_dir():
         _, record = load_run(weights)
         size = (args.size, args.size) if args.size else tuple(record["size"])
+        if aspect != 1.0:
+            size = shaped(size[0] * size[1], aspect)
         network = encoder_from(weights, size, args.embedding_layer, args.patch_layer)
         steps = [record.get("command_line")]
         if not (args.no_decoder or args.encoder_only):
@@ -202,11 +399,12 @@ def _network(args: argparse.Namespace) -> tuple[keras.Model, dict[str, Any]]:
         before = [shlex.join(["python", "-m", "tools", *step]) for step in steps if step]
         return network, _origin(record["weights"], record, before)
     alpha = args.alpha or 0.35 if weights == "imagenet" else read_alpha(weights)
-    size, embedding_layer, patch_layer = choose_input(alpha, args.preset)
-    side = args.size or size
+    size, embedding_layer, patch_layer = choose_input(alpha, args.preset, aspect)
+    if args.size:
+        size = shaped(args.size**2, aspect)
     network = encoder_from(
         weights,
-        (side, side),
+        size,
         args.embedding_layer or embedding_layer,
         args.patch_layer or patch_layer,
         alpha if weights == "imagenet" else None,
@@ -221,20 +419,6 @@ def _origin(weights: dict[str, Any], run: dict[str, Any] | None, remake: list) -
         "run": run,
         "remake": remake,
     }
-
-
-def _enrol(
-    args: argparse.Namespace,
-    encoder: Encoder,
-    recipe: Preprocessing,
-    paths: Sequence[Path],
-) -> Enrolment:
-    from tqdm import tqdm
-
-    empty_folder = args.data / "train" / "empty"
-    empty = _frames(list_pictures(empty_folder)) if empty_folder.is_dir() else ()
-    bar = tqdm(paths, desc="encoding", unit="picture", delay=2, leave=False)
-    return enrol(_frames(bar), encoder, recipe, tuple(empty))
 
 
 def _frames(paths: Sequence[Path]) -> Iterator[Frame]:
@@ -288,7 +472,7 @@ def _manifest(
     network: keras.Model,
     images: int,
 ) -> dict[str, Any]:
-    from tools.network import layers_of, multiply_adds
+    from tools.network import layers_of, map_layers_of, multiply_adds
 
     embedding_layer, patch_layer = layers_of(network)
     command = shlex.join(["python", "-m", "tools", *args.typed])
@@ -307,6 +491,8 @@ def _manifest(
             "dtype": args.dtype,
             "embedding_shape": [encoder.embedding_dim],
             "patch_shape": list(encoder.patch_shape),
+            "map_shapes": [list(shape) for shape in encoder.map_shapes],
+            "map_layers": list(map_layers_of(network)),
             "embedding_layer": embedding_layer,
             "patch_layer": patch_layer,
             "multiply_adds": multiply_adds(network),

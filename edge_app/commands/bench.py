@@ -8,7 +8,7 @@ from edge_app.arguments import whole_from_1
 from edge_app.bench import bench, report
 from edge_app.bundle import load_bundle
 from edge_app.config import Config
-from edge_app.enrol import ScorerSettings
+from edge_app.learn_neighbours import ScorerSettings
 from edge_app.scorer import SCORERS
 from edge_app.sources import open_source
 
@@ -27,15 +27,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--references",
         type=whole_from_1,
         metavar="N",
-        help="measure with N seeded reference rows instead of the bundle's own",
+        help="measure a pooled scorer over N seeded reference rows instead of the bundle's own",
     )
     parser.add_argument(
-        "--scorer", choices=SCORERS, help="measure this scorer (default: the bundle's, else lof)"
+        "--scorer",
+        choices=SCORERS,
+        help="measure this pooled scorer (default: the bundle's own, with --references lof)",
     )
     parser.add_argument(
         "--source",
         metavar="SOURCE",
-        help="frames to measure with (default: seeded pictures of 320 x 240)",
+        help="frames to measure with (default: 320 x 240, seeded pictures, or learnt parts on a "
+        "plain background where the bundle looks for a part)",
     )
     parser.add_argument(
         "--frames", type=whole_from_1, default=300, metavar="N", help="loops (default: 300)"
@@ -46,9 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     """Measure and print; returns the exit code."""
     enroll = config.enroll
-    settings = ScorerSettings(
-        args.scorer or enroll.scorer, enroll.neighbours, enroll.feature_scaling
-    )
+    settings = ScorerSettings(args.scorer or "lof", enroll.neighbours, enroll.feature_scaling)
     figures = bench(
         load_bundle(args.bundle),
         config.decision,

@@ -6,13 +6,11 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from edge_app.arguments import rate, region, whole_from_1
+from edge_app.align import RECIPES, Aligner, read_alignment
+from edge_app.arguments import rate, refuse_unwritable, region, whole_from_1
 from edge_app.bundle import (
     Bundle,
     activate,
@@ -22,10 +20,25 @@ from edge_app.bundle import (
     write_bundle,
 )
 from edge_app.config import Config
-from edge_app.encoder import Encoder
-from edge_app.enrol import Enrolment, Learnt, ScorerSettings, Threshold, enrol, learn_reference
+from edge_app.enrol import (
+    ALIGN_PICTURES,
+    Gathered,
+    Learning,
+    choose_alignment,
+    gather,
+    kept_pictures,
+    learn,
+    promise,
+    settings_of,
+    threshold_of,
+    usable_maps,
+)
 from edge_app.errors import InputError
 from edge_app.inspector import build_encoder
+from edge_app.learn_neighbours import ScorerSettings
+from edge_app.learn_patches import affordable_bytes, default_settings
+from edge_app.learn_report import write_report
+from edge_app.learnt_pictures import LearntPicture, remove, unpack
 from edge_app.preprocess import Preprocessing
 from edge_app.presence import empty_view_of
 from edge_app.records import Frame
@@ -34,6 +47,8 @@ from edge_app.sources import open_source
 
 CHECKOUT_MODELS = Path(__file__).resolve().parents[2] / "models"
 STATE_MODELS = Path("/var/lib/edge-app/models")
+# Frames of a camera are kept until they are learnt.
+MOST_HELD_BYTES = 2**30
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,21 +56,58 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Learn a part from frames of good ones, without training, into a new bundle."
     )
-    parser.epilog = "example: edge-app enroll good/ --out bundles/bracket --part bracket"
+    parser.epilog = (
+        "examples: edge-app enroll good/ --out bundles/bracket --part bracket | "
+        "edge-app enroll more/ --add --bundle bundles/bracket --out bundles/bracket-2 | "
+        "edge-app enroll --bundle bundles/bracket --list"
+    )
     parser.add_argument(
-        "source", metavar="SOURCE", help="good parts: picture, folder, video file, or camera:N"
+        "source",
+        metavar="SOURCE",
+        nargs="?",
+        help="good parts: picture, folder, video file, or camera:N (none with --remove or --list)",
     )
     parser.add_argument(
         "--bundle",
         metavar="B",
-        help="bundle whose encoder is used (default: models/base); with --add the one to extend",
+        help="bundle whose encoder is used (default: models/base); with --add, --remove and --list "
+        "the one that knows the part",
     )
-    parser.add_argument("--out", required=True, metavar="B2", help="the new bundle; must not exist")
+    parser.add_argument("--out", metavar="B2", help="the new bundle; must not exist")
     parser.add_argument(
         "--add", action="store_true", help="keep what the bundle knows and add these frames"
     )
     parser.add_argument(
+        "--false-alarms",
+        action="store_true",
+        help="with --add: these are good parts that were called NG; remembered as such",
+    )
+    parser.add_argument(
+        "--remove",
+        metavar="ID",
+        action="append",
+        default=[],
+        help="take this picture out again (as --list names it); may be given several times",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list the pictures that the bundle learnt, strangest first",
+    )
+    parser.add_argument(
+        "--drop-outliers",
+        action="store_true",
+        help="leave out the pictures least like the rest (they are listed either way)",
+    )
+    parser.add_argument(
         "--empty", metavar="SOURCE2", help="pictures of the station without a part: teaches EMPTY"
+    )
+    parser.add_argument(
+        "--align",
+        choices=("auto", *RECIPES),
+        default="auto",
+        help="bring the part to one place (centre) and direction (pose) first; auto (default): "
+        "what makes the good pictures agree best",
     )
     parser.add_argument("--part", metavar="NAME", help="name of the part (default: the name of B2)")
     parser.add_argument(
@@ -76,12 +128,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="wanted share of good parts rejected, above 0, below 0.5 (default: config, 0.01)",
     )
-    parser.add_argument("--scorer", choices=SCORERS, help="default: from the config, lof")
     parser.add_argument(
-        "--neighbours", type=whole_from_1, metavar="K", help="default: from the config, 5"
+        "--scorer", choices=("patches", *SCORERS), help="default: from the config, patches"
     )
     parser.add_argument(
-        "--feature-scaling", choices=FEATURE_SCALINGS, help="default: from the config, minmax"
+        "--neighbours",
+        type=whole_from_1,
+        metavar="K",
+        help="of lof and knn (default: from the config, 5)",
+    )
+    parser.add_argument(
+        "--feature-scaling",
+        choices=FEATURE_SCALINGS,
+        help="of lof and knn (default: from the config, minmax)",
+    )
+    parser.add_argument(
+        "--report", metavar="FILE", help="write a page with the pictures least like the rest"
     )
     parser.add_argument(
         "--activate", action="store_true", help="point the link 'current' beside B2 at it"
@@ -91,58 +153,143 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     """Learn from the source and write the bundle; returns the exit code."""
     started = time.monotonic()
-    refuse_existing(args.out)
+    _refuse_contradictions(args)
     base = load_bundle(args.bundle or _default_base())
-    if args.add and base.reference is None:
-        raise InputError(f"{base.path}: knows no part that --add could extend")
-    for option in ("empty", "region", "scorer", "neighbours", "feature_scaling"):
-        if args.add and getattr(args, option) is not None:
-            name = option.replace("_", "-")
-            raise InputError(
-                f"--{name} would make what {base.path.name} knows stale: leave out --add"
-            )
+    extends = args.add or args.list or bool(args.remove)
+    if extends and base.reference is None:
+        raise InputError(
+            f"{base.path}: knows no part that --add, --remove or --list could speak of"
+        )
+    if args.list:
+        return _list(base)
+    refuse_existing(args.out)
+    if args.report:
+        refuse_unwritable(args.report)
     settings = _scorer_settings(args, config)
     wanted_rate = config.enroll.false_reject_rate
-    if args.add:
-        settings = ScorerSettings(**{k: base.manifest["scorer"][k] for k in asdict(settings)})
+    encoder = build_encoder(base, threads)
+    most_bytes = affordable_bytes(base.manifest["encoder"].get("multiply_adds"))
+    patch_settings = default_settings(
+        encoder.map_shapes, usable_maps(encoder.map_shapes), most_bytes
+    )
+    region_kept, known = args.region, []
+    if extends:
+        known = _known(base, args.remove)
+        settings, patch_settings = settings_of(base.manifest["scorer"])
         wanted_rate = base.manifest["threshold"]["wanted_rate"]
+        region_kept = base.region
     if args.rate is not None:
         wanted_rate = args.rate
-    region_kept = base.region if args.add else args.region
-    encoder = build_encoder(base, threads)
-    enrolment = _enrol_source(args, encoder, Preprocessing(base.size, region_kept), base)
-    learnt = enrolment.learnt
-    if args.add:
-        learnt = _extend(base.reference, learnt)
-    reference, sections = learn_reference(learnt, settings, wanted_rate, enrolment.empty_view)
+    recipe = Preprocessing(base.size, region_kept)
+    gathered, alignment, reason = Gathered([], empty_view_of(base), []), None, None
+    if extends:
+        alignment = read_alignment(base.manifest["alignment"], base.reference)
+    if args.source is not None:
+        frames = _Frames(args.source, args.frames)
+        empty_frames = _empty_frames(args.empty)
+        if alignment is None:
+            recipe_wanted = None if args.align == "auto" else args.align
+            chosen = choose_alignment(
+                frames.sample(ALIGN_PICTURES), region_kept, recipe_wanted, empty_frames
+            )
+            alignment, reason = chosen.alignment, chosen.reason
+        with _Progress("learning", len(frames)) as progress:
+            gathered = gather(
+                frames,
+                Aligner(alignment, base.size, region_kept),
+                recipe,
+                empty_frames if alignment.recipe == "none" else (),
+                empty_view_of(base) if extends else None,
+                known,
+                "false alarm" if args.false_alarms else "good",
+                progress,
+            )
+    learning = learn(
+        [*known, *gathered.pictures],
+        encoder,
+        alignment,
+        settings,
+        wanted_rate,
+        gathered.empty_view if args.source is not None or extends else None,
+        patch_settings,
+        drop_outliers=args.drop_outliers,
+    )
+    packed, forgotten = kept_pictures(learning.pictures)
     manifest = {
         **base.manifest,
-        **sections,
+        **learning.sections,
         "parent_sha256": base.sha256,
-        "part": args.part or (base.manifest["part"] if args.add else Path(args.out).name),
+        "part": args.part or (base.manifest["part"] if extends else Path(args.out).name),
         "made": made_now(
             shlex.join(["edge-app", *args.typed]), ("scikit-learn", "opencv-python-headless")
         ),
         "input": {**base.manifest["input"], "region": list(region_kept) if region_kept else None},
         # A decoder redraws the part it was trained on and no other.
-        "decoder": base.manifest["decoder"] if args.add else None,
+        "decoder": base.manifest["decoder"] if extends else None,
     }
-    bundle = write_bundle(
-        args.out, manifest, base.encoder, base.decoder if args.add else None, reference
-    )
-    for sentence in enrolment.skipped:
-        print(f"not learnt: {sentence}", file=sys.stderr)
-    count = len(enrolment.learnt.embeddings)
-    total = f" ({len(learnt.embeddings)} in all)" if args.add else ""
-    print(
-        f"learnt {count} good images{total} in {time.monotonic() - started:.1f} s "
-        f"({enrolment.encode_s:.2f} s in the encoder), left out {len(enrolment.skipped)}"
-    )
-    threshold = sections["threshold"]
-    print(Threshold(**threshold).sentence())
+    decoder = base.decoder if extends else None
+    bundle = write_bundle(args.out, manifest, base.encoder, decoder, learning.reference, packed)
+    _say(args, gathered, learning, len(known), forgotten, reason, time.monotonic() - started)
+    if args.report:
+        shown = [*known, *gathered.pictures]
+        write_report(args.report, bundle.manifest, learning, shown, reason=reason)
+        print(f"report: {args.report}")
     print(f"bundle: {bundle.path}")
     if args.activate:
         print(f"in use: {activate(bundle.path)}")
+    return 0
+
+
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    """One sentence for options that do not go together."""
+    extends = args.add or args.list or bool(args.remove)
+    if args.list:
+        if args.bundle is None:
+            raise InputError("--list: name the bundle whose pictures to list with --bundle B")
+        return
+    if args.out is None:
+        raise InputError("--out B2 is missing: name the new bundle")
+    if args.source is None and not args.remove:
+        raise InputError("SOURCE is missing: name a picture, folder, video file or camera:N")
+    if args.source is not None and args.remove and not args.add:
+        raise InputError("--remove with a SOURCE: say --add too if its frames are to be learnt")
+    if extends and args.bundle is None:
+        raise InputError("--add and --remove: name the bundle to change with --bundle B")
+    if args.false_alarms and not args.add:
+        raise InputError("--false-alarms goes with --add: it extends what a bundle knows")
+    for option in ("empty", "region", "scorer", "neighbours", "feature_scaling"):
+        if extends and getattr(args, option) is not None:
+            raise InputError(
+                f"--{option.replace('_', '-')} would make what the bundle knows stale: "
+                "leave out --add and --remove"
+            )
+    if extends and args.align != "auto":
+        raise InputError("--align would make what the bundle knows stale: leave out --add")
+
+
+def _known(base: Bundle, removed: Sequence[str]) -> list[LearntPicture]:
+    """The pictures that a bundle learnt, without those taken out."""
+    content = base.learnt()
+    if content is None:
+        raise InputError(
+            f"{base.path}: does not hold the pictures it learnt, so it cannot be extended: "
+            "enroll all pictures anew"
+        )
+    return remove(unpack(content, str(base.path / "learnt.npz")), removed)
+
+
+def _list(base: Bundle) -> int:
+    reference, threshold = base.reference, base.manifest["threshold"]["value"]
+    content = base.learnt()
+    kinds = {}
+    if content is not None:
+        kinds = {p.image_id: p.kind for p in unpack(content, str(base.path / "learnt.npz"))}
+    print("    score  of limit  id")
+    for row in (-reference["scores"]).argsort(kind="stable"):
+        name, score = str(reference["image_ids"][row]), float(reference["scores"][row])
+        kind = kinds.get(name, "picture not kept")
+        mark = "" if kind == "good" else f"  ({kind})"
+        print(f"{score:9.4f}  {score / threshold:7.0%}   {name}{mark}")
     return 0
 
 
@@ -154,42 +301,61 @@ def _scorer_settings(args: argparse.Namespace, config: Config) -> ScorerSettings
     )
 
 
-def _enrol_source(
-    args: argparse.Namespace, encoder: Encoder, recipe: Preprocessing, base: Bundle
-) -> Enrolment:
-    empty_frames: list[Frame] = []
-    if args.empty:
-        empty_source = open_source(args.empty)
-        try:
-            if empty_source.live:
-                raise InputError(f"--empty {args.empty}: wanted pictures or a video, not a camera")
-            empty_frames = list(empty_source.frames())
-        finally:
-            empty_source.close()
-    source = open_source(args.source)
+def _empty_frames(name: str | None) -> list[Frame]:
+    if name is None:
+        return []
+    source = open_source(name)
     try:
-        if source.live and args.frames is None:
-            raise InputError(f"{args.source}: a camera has no end: say how many with --frames N")
-        total = args.frames or len(source)
-        with _Progress("learning", total) as progress:
-            return enrol(
-                _first(source.frames(), args.frames),
-                encoder,
-                recipe,
-                empty_frames,
-                empty_view_of(base) if args.add else None,
-                base.reference["embeddings"] if args.add else (),
-                progress,
-            )
+        if source.live:
+            raise InputError(f"--empty {name}: wanted pictures or a video, not a camera")
+        return list(source.frames())
     finally:
         source.close()
 
 
-def _extend(reference: Mapping[str, np.ndarray], new: Learnt) -> Learnt:
-    return Learnt(
-        np.concatenate([reference["embeddings"], new.embeddings]),
-        np.concatenate([reference["image_ids"], new.image_ids]),
-    )
+class _Frames:
+    """
+    The frames of a source, to be gone through more than once: of a camera they are kept.
+
+    Parameters
+    ----------
+    name : str
+        As the command line names it.
+    most : int or None
+    """
+
+    def __init__(self, name: str, most: int | None) -> None:
+        self._name, self._most = name, most
+        self._held: list[Frame] | None = None
+        source = open_source(name)
+        try:
+            if not source.live:
+                self._count = min(len(source), most or len(source))
+                return
+            if most is None:
+                raise InputError(f"{name}: a camera has no end: say how many with --frames N")
+            self._held = list(_bounded(_first(source.frames(), most), name))
+            self._count = len(self._held)
+        finally:
+            source.close()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self._held is not None:
+            yield from self._held
+            return
+        source = open_source(self._name)
+        try:
+            yield from _first(source.frames(), self._most)
+        finally:
+            source.close()
+
+    def sample(self, most: int) -> list[Frame]:
+        """Up to so many frames, evenly spread."""
+        step = max(1, -(-self._count // most))
+        return [frame for index, frame in enumerate(self) if index % step == 0][:most]
 
 
 def _first(frames: Iterable[Frame], most: int | None) -> Iterator[Frame]:
@@ -197,6 +363,48 @@ def _first(frames: Iterable[Frame], most: int | None) -> Iterator[Frame]:
         yield frame
         if count == most:
             return
+
+
+def _bounded(frames: Iterable[Frame], name: str) -> Iterator[Frame]:
+    held = 0
+    for frame in frames:
+        held += 0 if frame.frame_bgr is None else frame.frame_bgr.nbytes
+        if held > MOST_HELD_BYTES:
+            raise InputError(
+                f"{name}: its frames take more than {MOST_HELD_BYTES >> 20} MB of memory: ask for "
+                "fewer with --frames N and extend with --add"
+            )
+        yield frame
+
+
+def _say(
+    args: argparse.Namespace,
+    gathered: Gathered,
+    learning: Learning,
+    known: int,
+    forgotten: int,
+    reason: str | None,
+    seconds: float,
+) -> None:
+    """What was learnt, in words."""
+    for sentence in gathered.skipped:
+        print(f"not learnt: {sentence}", file=sys.stderr)
+    if reason is not None:
+        print(f"alignment: {learning.sections['alignment']['recipe']} ({reason})")
+    total = f" ({len(learning.pictures)} in all)" if known else ""
+    print(
+        f"learnt {len(gathered.pictures)} good images{total} in {seconds:.1f} s "
+        f"({learning.encode_s:.2f} s in the encoder), left out {len(gathered.skipped)}"
+    )
+    for name, score in learning.dropped:
+        print(f"left out as unlike the rest: {name} (score {score:.4g})")
+    for name, score in learning.least_like:
+        print(f"least like the rest: {name} (score {score:.4g}); if it is not good, --remove it")
+    if forgotten:
+        print(f"{forgotten} pictures are too many to keep: --add will not relearn them")
+    print(threshold_of(learning.sections["threshold"]).sentence())
+    for sentence in promise(learning):
+        print(sentence)
 
 
 class _Progress:

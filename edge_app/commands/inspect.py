@@ -10,7 +10,7 @@ from edge_app.bundle import load_bundle
 from edge_app.config import Config
 from edge_app.decision import MODES
 from edge_app.errors import CameraError, InputError
-from edge_app.inspector import Inspector
+from edge_app.inspector import HEATMAPS, Inspector
 from edge_app.records import Result, Verdict
 from edge_app.sinks.jsonl import JsonLines
 from edge_app.sinks.overlays import Overlays
@@ -40,6 +40,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="auto (default): single for pictures; for video part if the bundle knows the empty "
         "view, else continuous",
     )
+    parser.add_argument(
+        "--heatmap",
+        choices=("auto", *HEATMAPS),
+        help="what overlays show: patch (unlike the good parts' patches) or decoder (unlike the "
+        "redraw); auto: patch where the bundle has it (default: config, auto)",
+    )
 
 
 def run(args: argparse.Namespace, config: Config, threads: int) -> int:
@@ -48,14 +54,25 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     source = open_source(args.source)
     mode = args.mode
     if mode == "auto":
-        knows_empty = bundle.manifest["presence"] is not None
+        alignment = bundle.manifest["alignment"]["recipe"]
+        knows_empty = bundle.manifest["presence"] is not None or alignment != "none"
         mode = "single" if source.separate_parts else "part" if knows_empty else "continuous"
-    inspector = Inspector(bundle, config.decision, mode, threads, heatmaps=args.out is not None)
+    inspector = Inspector(
+        bundle,
+        config.decision,
+        mode,
+        threads,
+        args.out is not None,
+        args.heatmap or config.heatmap.kind,
+    )
     overlays = Overlays(args.out) if args.out else None
     lines = JsonLines(args.json) if args.json else None
     tally = _Tally(quiet=args.json == "-")
-    if overlays is not None and inspector.decoder is None:
-        print(f"{bundle.path.name}: has no decoder, so there are no heatmaps", file=sys.stderr)
+    if overlays is not None and not inspector.heatmap_kinds:
+        print(
+            f"{bundle.path.name}: has neither patches nor a decoder, so there are no heatmaps",
+            file=sys.stderr,
+        )
 
     def hand_out(results: list[Result]) -> None:
         for result in results:
@@ -117,7 +134,7 @@ class _Tally:
 
     def _count_frame(self, result: Result) -> None:
         self.frames += 1
-        if "prepare" not in result.latency_ms:
+        if not {"locate", "align"} & set(result.latency_ms):
             self.unreadable += 1
             self.first_reason = self.first_reason or result.decision.reason
         if result.loop_ms is not None:

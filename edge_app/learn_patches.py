@@ -1,0 +1,545 @@
+"""
+Learn the patch scorer: from encodings of good pictures to what `PatchScorer` compares with.
+
+Everything is closed form or a greedy choice, nothing is trained, so the device does it too. Each
+good picture is scored with its fold held out; from these maps come the standardisation of each
+component and the scores behind the threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+
+from edge_app.patches import (
+    PLACE_KINDS,
+    Component,
+    ComponentModel,
+    Features,
+    finest_grid,
+    image_scores,
+    in_blocks,
+    on_grid,
+    smoothed,
+)
+
+# Patches that the principal axes are computed from, and the coreset is chosen from, at most: more
+# change the result less than another seed does.
+AXES_FROM, CHOSEN_FROM = 40_000, 20_000
+# A principal axis of less than this share of the largest variance is noise or rounding; whitening
+# would blow it up.
+LEAST_VARIANCE = 1e-4
+# k of the density form.
+DENSITY_NEIGHBOUR = 10
+# The standardisation of a place is shared with the places around it, cells.
+STANDARD_SMOOTHING = 1.0
+# Of a patch scorer's models in memory; with axes and standards it stays below 4 MB.
+MOST_BYTES = 3_500_000
+# Good patches that a place holds at least, where there are so many.
+PLACE_ROWS = 6
+# Numbers of reference that an encoder affords; see `affordable_bytes`.
+FLOATS_PER_MULTIPLY_ADD = 0.015
+# Half the bytes on disk: these are rounded by a thousandth of their size.
+HALVED = ("mean", "factor", "rows")
+# Multiply-adds of one component that compares each place with all its rows, a picture; and rows
+# that a reference by nearest patch holds whatever its bytes: fewer are none.
+MOST_PRODUCTS, LEAST_ROWS = 8_000_000, 100
+# Principal axes of a component: more than the first told nothing more apart, fewer than the second
+# much less (screws and tiles, drawn defects).
+MOST_AXES, LEAST_AXES = 48, 24
+# A map of more places than this is fine enough to be averaged over 3 x 3 cells.
+FINE_PLACES = 500
+# A place that never varied among the good parts must not explode: its spread is at least this share
+# of the mean spread.
+LEAST_SPREAD = 0.25
+# Features have unit variance over all patches, and rounding moves a distance between them by some
+# thousandths. Less than this is no variation: from a part at rest, or pictures without any detail,
+# rounding would become the measure of everything.
+LEAST_DEVIATION = 0.01
+
+
+@dataclass(frozen=True)
+class PatchSettings:
+    """
+    Which patch scorer to learn.
+
+    Attributes
+    ----------
+    components : tuple of Component
+    image_score : {'max', 'top'}
+    smoothing : float
+        Cells of the finest grid.
+    most_bytes : int
+        Of all reference arrays in memory.
+    """
+
+    components: tuple[Component, ...]
+    image_score: str = "top"
+    smoothing: float = 1.0
+    most_bytes: int = MOST_BYTES
+
+
+def affordable_bytes(multiply_adds: int | None) -> int:
+    """
+    Bytes of reference that are scored in well under half the encoder's time.
+
+    Scoring reads each stored number once a picture; with `FLOATS_PER_MULTIPLY_ADD` it took a third
+    of the encoder's time on the smallest encoder measured.
+
+    Parameters
+    ----------
+    multiply_adds : int or None
+        Of the encoder; None where the bundle does not say.
+    """
+    if multiply_adds is None:
+        return MOST_BYTES
+    return min(MOST_BYTES, int(4 * FLOATS_PER_MULTIPLY_ADD * multiply_adds))
+
+
+def default_settings(
+    map_shapes: Sequence[tuple[int, ...]], maps: Sequence[int], most_bytes: int = MOST_BYTES
+) -> PatchSettings:
+    """
+    The patch scorer that is learnt where nothing chose a better one.
+
+    A `place` component on each map, and the mean of the map's top share: on drawn defects over
+    held-out good pictures it was level with the best on aligned screws and on magnetic tiles.
+
+    Parameters
+    ----------
+    map_shapes : sequence of (h, w, c)
+        Of the encoder's maps.
+    maps : sequence of int
+        Which of them to use.
+    most_bytes : int
+    """
+    components = fitting("place", maps, map_shapes, most_bytes)
+    return PatchSettings(components, "top", smoothing_of(components, map_shapes), most_bytes)
+
+
+def fitting(
+    kind: str,
+    maps: Sequence[int],
+    map_shapes: Sequence[tuple[int, ...]],
+    most_bytes: int,
+    centred: bool = False,
+) -> tuple[Component, ...]:
+    """
+    One component of a kind on each of some maps, with as many axes as their bytes allow.
+
+    A map of more than `FINE_PLACES` places is averaged over 3 x 3 cells and its places share their
+    covariance two by two: beside each other they see nearly the same. Where a `place` component
+    could hold only few patches of each place, cells are pooled to fewer places.
+    """
+    components = []
+    for index in maps:
+        height, width, channels = map_shapes[index]
+        fine = height * width > FINE_PLACES
+        blur, share = (3, 2) if fine else (1, 1)
+        most = most_bytes // 4 // len(maps)
+        if kind != "gauss":
+            axes = min(MOST_AXES, channels)
+            component = Component(kind, index, axes, blur, centred)
+            while kind == "place":
+                places = math.prod(component.grid((height, width)))
+                if places == 1 or PLACE_ROWS * axes * places <= most:
+                    break
+                component = replace(component, pool=2 * component.pool)
+            components.append(component)
+            continue
+        fits = [
+            Component(kind, index, axes, blur, centred, block)
+            for block in (share, 2 * share, 4 * share)
+            for axes in range(min(MOST_AXES, channels), LEAST_AXES - 1, -4)
+        ]
+        fits = [c for c in fits if gauss_floats(c, (height, width)) <= most]
+        least = Component(kind, index, min(8, channels), blur, centred, 8 * share)
+        while (
+            gauss_floats(least, least.grid((height, width))) > most
+            and max(least.grid((height, width))) > 1
+        ):
+            least = replace(least, pool=2 * least.pool)
+        components.append(fits[0] if fits else least)
+    return tuple(components)
+
+
+def smoothing_of(components: Sequence[Component], map_shapes: Sequence[tuple[int, ...]]) -> float:
+    """Blur of the averaged map, cells: a fine map's neighbours are one defect more often."""
+    height, width = finest_grid(components, map_shapes)
+    return 1.0 if height * width > FINE_PLACES else 0.5
+
+
+def learn_features(component: Component, patches: Sequence[np.ndarray], seed: int = 0) -> Features:
+    """
+    Principal axes of one map's patches, scaled to unit variance.
+
+    Parameters
+    ----------
+    component : Component
+    patches : sequence of ndarray of float32, shape (h, w, c)
+        The component's map of some good pictures.
+    seed : int
+        Of the patches chosen, where there are more than are needed.
+
+    Returns
+    -------
+    Features
+        Of fewer axes than asked for where the patches vary along fewer.
+    """
+    if component.centred:
+        patches = [one - one.mean(axis=(0, 1)) for one in patches]
+    rows = np.concatenate([one.reshape(-1, one.shape[2]) for one in patches])
+    rows = _some(rows, AXES_FROM, seed).astype(np.float64)
+    mean = rows.mean(axis=0)
+    rows -= mean
+    variances, axes = np.linalg.eigh(rows.T @ rows / max(len(rows) - 1, 1))
+    variances, axes = variances[::-1], axes[:, ::-1]
+    kept = max(1, min(component.axes, int((variances > LEAST_VARIANCE * variances[0]).sum())))
+    scaled = axes[:, :kept] / np.sqrt(np.maximum(variances[:kept], 1e-12))
+    return Features(
+        scaled.astype(np.float32),
+        (mean @ scaled).astype(np.float32),
+        component.blur,
+        component.centred,
+        component.pool,
+    )
+
+
+def fit_component(
+    component: Component, features: np.ndarray, most_floats: int, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """
+    Fit one component to features of good pictures.
+
+    Parameters
+    ----------
+    component : Component
+    features : ndarray of float32, shape (n, h, w, d)
+    most_floats : int
+        How many numbers its arrays may hold.
+    seed : int
+
+    Returns
+    -------
+    dict of str to ndarray
+        As `ComponentModel` takes them: those in `HALVED` of float16, as they are stored, so that
+        held-out distances are rounded like those of the frame loop. The others of float32.
+    """
+    fitted = _fit(component, features, most_floats, seed)
+    return {
+        name: array.astype(np.float16) if name in HALVED else array
+        for name, array in fitted.items()
+    }
+
+
+def _fit(
+    component: Component, features: np.ndarray, most_floats: int, seed: int
+) -> dict[str, np.ndarray]:
+    count, height, width, axes = features.shape
+    places = height * width
+    by_place = features.reshape(count, places, axes)
+    if component.kind == "gauss":
+        return _fit_gauss(features, component.share)
+    if component.kind == "place":
+        rows = np.ascontiguousarray(by_place.transpose(1, 0, 2))
+        most = max(1, most_floats // (places * axes))
+        return {"rows": rows if count <= most else _choose_each(rows, most)}
+    rows = _some(by_place.reshape(-1, axes), CHOSEN_FROM, seed)
+    stored = choose(rows, max(DENSITY_NEIGHBOUR, most_floats // (axes + 1)))
+    arrays = {"rows": stored}
+    if component.kind == "density":
+        arrays["radius"] = _radius(stored, rows)
+    return arrays
+
+
+def _fit_gauss(features: np.ndarray, share: int) -> dict[str, np.ndarray]:
+    """
+    Mean of each place and inverse Cholesky factor of each block of places.
+
+    The covariance of a block is that of its own patches, shrunk to the mean covariance of all
+    with the strength of d further pictures: the posterior mean under an inverse Wishart prior.
+    With few pictures the blocks share one covariance, with many each has its own. To the shared
+    one a hundredth of its mean variance is added, and `LEAST_DEVIATION` squared.
+    """
+    count, _, _, axes = features.shape
+    mean = features.mean(axis=0)
+    # One picture at a time, so that no second copy of all features is held.
+    scatter: np.ndarray | None = None
+    for picture in features:
+        away, _ = in_blocks(picture - mean, share)
+        product = np.matmul(away.transpose(0, 2, 1), away)
+        scatter = product if scatter is None else np.add(scatter, product, out=scatter)
+    _, places = in_blocks(mean, share)
+    rows = (places >= 0).reshape(len(scatter), -1).sum(axis=1)[:, None, None]
+    scatter /= rows
+    shared = scatter.mean(axis=0) / max(count - 1, 1)
+    ridge = 0.01 * np.trace(shared) / axes + LEAST_DEVIATION**2
+    shared += ridge * np.eye(axes, dtype=np.float32)
+    # Patches beside each other are nearly one: a block counts its pictures, not its patches.
+    covariance = (scatter + axes * shared) / (max(count - 1, 0) + axes)
+    factor = np.linalg.inv(np.linalg.cholesky(covariance.astype(np.float64)))
+    return {"mean": mean, "factor": factor.transpose(0, 2, 1).astype(np.float32)}
+
+
+def choose(rows: np.ndarray, count: int) -> np.ndarray:
+    """
+    Greedy k-centre: again and again the row farthest from all chosen so far (Gonzalez, 1985).
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n, d)
+    count : int
+
+    Returns
+    -------
+    ndarray of float32, shape (min(n, count), d)
+    """
+    if len(rows) <= count:
+        return rows
+    squares = np.einsum("ij,ij->i", rows, rows)
+    away = rows - rows.mean(axis=0)
+    # From the middle outwards: the first row is the most ordinary one.
+    at = int(np.einsum("ij,ij->i", away, away).argmin())
+    chosen = np.empty(count, int)
+    nearest_sq = np.full(len(rows), np.inf, np.float32)
+    for index in range(count):
+        chosen[index] = at
+        np.minimum(nearest_sq, squares + (squares[at] - 2 * (rows @ rows[at])), out=nearest_sq)
+        at = int(nearest_sq.argmax())
+    return rows[chosen]
+
+
+def _choose_each(rows: np.ndarray, count: int) -> np.ndarray:
+    """Greedy k-centre at each place; `rows` has shape (places, n, d)."""
+    places = np.arange(len(rows))
+    squares = np.einsum("pnd,pnd->pn", rows, rows)
+    away = rows - rows.mean(axis=1, keepdims=True)
+    at = np.einsum("pnd,pnd->pn", away, away).argmin(axis=1)
+    nearest_sq = np.full(squares.shape, np.inf, np.float32)
+    chosen = np.empty((len(rows), count), int)
+    for index in range(count):
+        chosen[:, index] = at
+        product = np.matmul(rows, rows[places, at][:, :, None])[:, :, 0]
+        np.minimum(nearest_sq, squares + squares[places, at][:, None] - 2 * product, out=nearest_sq)
+        at = nearest_sq.argmax(axis=1)
+    return rows[places[:, None], chosen]
+
+
+def _radius(stored: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Distance of each stored patch to its k-th neighbour among the good patches."""
+    squares = np.einsum("ij,ij->i", rows, rows)
+    kth = min(DENSITY_NEIGHBOUR, len(rows) - 1)
+    radius_sq = np.empty(len(stored), np.float32)
+    for start in range(0, len(stored), 256):
+        part = stored[start : start + 256]
+        distance_sq = squares - 2 * part @ rows.T + np.einsum("ij,ij->i", part, part)[:, None]
+        radius_sq[start : start + 256] = np.partition(distance_sq, kth, axis=1)[:, kth]
+    radius = np.sqrt(np.maximum(radius_sq, 0))
+    # Patches that are all alike (a plain background) have no distance to divide by.
+    least = max(0.05 * float(radius.mean()), LEAST_DEVIATION)
+    return np.maximum(radius, least).astype(np.float32)
+
+
+def _some(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))]
+
+
+def standard(component: Component, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    What a component's distances are on held-out good pictures.
+
+    Parameters
+    ----------
+    component : Component
+    held_out : ndarray of float32, shape (n, h, w)
+
+    Returns
+    -------
+    centre, spread : ndarray of float32, shape (h, w) for `PLACE_KINDS`, else (1, 1)
+        Mean and standard deviation, the second never below `LEAST_DEVIATION` for all patches
+        together.
+    """
+    if component.kind not in PLACE_KINDS:
+        shape = (1, 1)
+        return (
+            np.full(shape, held_out.mean(), np.float32),
+            np.full(shape, max(float(held_out.std()), LEAST_DEVIATION), np.float32),
+        )
+    overall = max(float(held_out.std()), LEAST_DEVIATION)
+    centre, spread = held_out.mean(axis=0), held_out.std(axis=0)
+    # With few pictures a place's own spread is a guess; all places' together is not.
+    count = len(held_out)
+    spread = np.sqrt((count * spread**2 + 10 * overall**2) / (count + 10))
+    centre = cv2.GaussianBlur(centre, (0, 0), STANDARD_SMOOTHING, borderType=cv2.BORDER_REFLECT)
+    spread = cv2.GaussianBlur(spread, (0, 0), STANDARD_SMOOTHING, borderType=cv2.BORDER_REFLECT)
+    spread = np.maximum(spread, LEAST_SPREAD * spread.mean())
+    return centre.astype(np.float32), spread.astype(np.float32)
+
+
+def gauss_floats(component: Component, grid: tuple[int, int]) -> int:
+    """How many numbers a `gauss` component holds."""
+    height, width = grid
+    blocks = -(-height // component.share) * -(-width // component.share)
+    return height * width * component.axes + blocks * component.axes**2
+
+
+def floats_of(settings: PatchSettings, map_shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """
+    How many numbers each component may hold.
+
+    Those of a `gauss` component are fixed by its axes; the others share what is left, and those
+    that compare each place with all rows hold no more rows than `MOST_PRODUCTS` allows.
+    """
+    components = settings.components
+    grids = [component.grid(map_shapes[component.map]) for component in components]
+    fixed = [
+        gauss_floats(component, grid) if component.kind == "gauss" else 0
+        for component, grid in zip(components, grids, strict=True)
+    ]
+    free = sum(component.kind != "gauss" for component in components)
+    each = max((settings.most_bytes // 4 - sum(fixed)) // free, 0) if free else 0
+    floats = []
+    for component, grid, size in zip(components, grids, fixed, strict=True):
+        if component.kind in ("coreset", "density"):
+            places = grid[0] * grid[1]
+            rows = min(each // (component.axes + 1), MOST_PRODUCTS // (places * component.axes))
+            size = max(rows, LEAST_ROWS) * (component.axes + 1)
+        floats.append(size or each)
+    return floats
+
+
+def hold_out(
+    component: Component,
+    features: np.ndarray,
+    folds: Sequence[np.ndarray],
+    most_floats: int,
+    probes: np.ndarray | None = None,
+    probe_of: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Distance map of each good picture by a component fitted to the other folds.
+
+    Only what is stored is fitted anew; the features' axes come from all pictures.
+
+    Parameters
+    ----------
+    component : Component
+    features : ndarray of float32, shape (n, h, w, d)
+    folds : sequence of ndarray of int
+        Rows that are held out together.
+    most_floats : int
+    probes : ndarray of float32, shape (m, h, w, d), optional
+        Features of pictures that each belong to a good one.
+    probe_of : ndarray of int, shape (m,)
+        The row of that good one.
+
+    Returns
+    -------
+    good : ndarray of float32, shape (n, h, w)
+    probe : ndarray of float32, shape (m, h, w)
+    """
+    good = np.empty(features.shape[:3], np.float32)
+    probe = np.empty((0,) if probes is None else probes.shape[:3], np.float32)
+    for held in folds:
+        rest = np.ones(len(features), bool)
+        rest[held] = False
+        model = ComponentModel(component, fit_component(component, features[rest], most_floats))
+        for row in held:
+            good[row] = model.distance(features[row])
+        if probes is not None:
+            for row in np.flatnonzero(np.isin(probe_of, held)):
+                probe[row] = model.distance(probes[row])
+    return good, probe
+
+
+def average_map(
+    components: Sequence[Component],
+    distances: Sequence[np.ndarray],
+    standards: Sequence[tuple[np.ndarray, np.ndarray]],
+    weight: np.ndarray,
+    smoothing: float,
+) -> np.ndarray:
+    """
+    Standardised, averaged and smoothed maps of many pictures, as `PatchScorer.anomaly_map` of one.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, H, W)
+    """
+    grid = weight.shape
+    out = np.empty((len(distances[0]), *grid), np.float32)
+    for row in range(len(out)):
+        total = np.zeros(grid, np.float32)
+        for distance, (centre, spread) in zip(distances, standards, strict=True):
+            total += on_grid((distance[row] - centre) / spread, grid)
+        out[row] = smoothed(total / len(components), weight, smoothing)
+    return out
+
+
+def learn_patches(
+    settings: PatchSettings,
+    features: Mapping[Component, np.ndarray],
+    projections: Mapping[Component, Features],
+    weight: np.ndarray,
+    folds: Sequence[np.ndarray],
+    map_shapes: Sequence[tuple[int, ...]],
+) -> tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray, np.ndarray]:
+    """
+    Everything that features of good pictures teach.
+
+    Parameters
+    ----------
+    settings : PatchSettings
+    features : mapping of Component to ndarray of float32, shape (n, h, w, d)
+    projections : mapping of Component to Features
+        What they were made with.
+    weight : ndarray of float32, shape (H, W)
+    folds : sequence of ndarray of int
+        Rows that are held out together.
+    map_shapes : sequence of (h, w, c)
+
+    Returns
+    -------
+    arrays : dict of str to ndarray
+        For ``reference.npz``.
+    section : dict
+        For the manifest: the settings.
+    scores : ndarray of float64, shape (n,)
+        Each picture's when it was held out.
+    maps : ndarray of float32, shape (n, H, W)
+        The held-out maps, for the colour scale.
+    """
+    components = settings.components
+    floats = floats_of(settings, map_shapes)
+    arrays: dict[str, np.ndarray] = {}
+    distances, standards = [], []
+    for index, (component, most) in enumerate(zip(components, floats, strict=True)):
+        good = features[component]
+        distance, _ = hold_out(component, good, folds, most)
+        fitted = fit_component(component, good, most)
+        centre, spread = standard(component, distance)
+        distances.append(distance)
+        standards.append((centre, spread))
+        own = {
+            "axes": projections[component].axes,
+            "offset": projections[component].offset,
+            "centre": centre,
+            "spread": spread,
+            **fitted,
+        }
+        arrays |= {f"p{index}_{name}": array for name, array in own.items()}
+    maps = average_map(components, distances, standards, weight, settings.smoothing)
+    scores = image_scores(maps, settings.image_score).astype(np.float64)
+    section = {
+        "components": [asdict(component) for component in components],
+        "image_score": settings.image_score,
+        "smoothing": settings.smoothing,
+    }
+    return arrays, section, scores, maps
