@@ -204,7 +204,7 @@ def test_the_sentence_where_the_default_is_kept():
     )
     slow = "too slow: scoring takes 0.61 of the encoder's time"
     trials[0] = trial("gauss, max", 0.985, 0.99, note=slow)
-    assert sentence(trials).endswith(f"the default: gauss, max had 0.985, but {slow}")
+    assert sentence(trials).endswith(f"gauss, max had 0.985, but is {slow}")
 
 
 def test_the_sentence_where_the_default_is_beaten():

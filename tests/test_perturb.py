@@ -247,15 +247,19 @@ def test_neither_part_nor_dirt_comes_in_mirrored():
     assert np.abs(cv2.blur(filled, (5, 5))[54:67]).max() < 4
 
 
-@pytest.mark.parametrize("x", [140, 149])
-def test_a_shadow_at_the_edge_has_no_edge_of_its_own(x):
+# The last shadow is above Otsu's threshold where it reaches the edge.
+@pytest.mark.parametrize(("x", "depth", "width"), [(140, 45, 14), (149, 45, 14), (140, 100, 20)])
+def test_a_shadow_at_the_edge_has_no_edge_of_its_own(x, depth, width):
     # A part near the edge, or two pixels from it, and its shadow that goes on beyond.
     frame = station(noise=1.0).astype(np.float32)
     at_y, at_x = np.mgrid[0:HEIGHT, 0:WIDTH]
-    frame -= 45 * np.exp(-(((at_x - x) / 14) ** 2 + ((at_y - 60) / 14) ** 2))[..., None]
+    away = np.hypot(at_x - x, at_y - 60) / width
+    frame -= depth * np.exp(-(away**2))[..., None]
     frame = np.clip(frame, 0, 255).astype(np.uint8)
     cv2.circle(frame, (x, 60), 8, (30, 30, 30), -1)
-    moved = CHANGES["shift"](frame, Drawn(shift=(-12, 0))).astype(np.float64)
+    moved = CHANGES["shift"](frame, Drawn(shift=(-12, 0)))
+    assert moved is not frame
+    moved = moved.astype(np.float64)
     edge = WIDTH - 12
     step = moved[50:71, edge : edge + 2].mean(axis=1) - moved[50:71, edge - 2 : edge].mean(axis=1)
     assert np.abs(step.mean(axis=0)).max() < 4

@@ -409,7 +409,7 @@ def sentence(trials: Sequence[Trial]) -> str:
         return f"{text}; it beat the default in {chosen.better:.1%} of resamples"
     if best is chosen:
         return f"{text}; the default, and nothing did better"
-    why = best.note or f"beat it in only {best.better:.1%} of resamples"
+    why = f"is {best.note}" if best.note else f"beat it in only {best.better:.1%} of resamples"
     return f"{text}; the default: {best.name} had {best.drawn_auroc:.3f}, but {why}"
 
 
