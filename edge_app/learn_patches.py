@@ -45,6 +45,8 @@ PLACE_ROWS = 6
 # Numbers of reference that an encoder affords; see `affordable_bytes`.
 FLOATS_PER_MULTIPLY_ADD = 0.015
 # Half the bytes on disk: these are rounded by a thousandth of their size.
+# Pictures whose patches are compared with each other before some are trimmed, at most.
+TRIMMED_FROM = 240
 HALVED = ("mean", "factor", "rows")
 # Multiply-adds of one component that compares each place with all its rows, a picture; and rows
 # that a reference by nearest patch holds whatever its bytes: fewer are none.
@@ -76,12 +78,16 @@ class PatchSettings:
         Cells of the finest grid.
     most_bytes : int
         Of all reference arrays in memory.
+    trim : float
+        Share of the good patches of a place that are not stored by `place` components: those
+        least like any other picture's. For good pictures among which some are not good.
     """
 
     components: tuple[Component, ...]
     image_score: str = "top"
     smoothing: float = 1.0
     most_bytes: int = MOST_BYTES
+    trim: float = 0.0
 
 
 def affordable_bytes(multiply_adds: int | None) -> int:
@@ -211,7 +217,11 @@ def learn_features(component: Component, patches: Sequence[np.ndarray], seed: in
 
 
 def fit_component(
-    component: Component, features: np.ndarray, most_floats: int, seed: int = 0
+    component: Component,
+    features: np.ndarray,
+    most_floats: int,
+    seed: int = 0,
+    trim: float = 0.0,
 ) -> dict[str, np.ndarray]:
     """
     Fit one component to features of good pictures.
@@ -223,6 +233,8 @@ def fit_component(
     most_floats : int
         How many numbers its arrays may hold.
     seed : int
+    trim : float
+        As in `PatchSettings`.
 
     Returns
     -------
@@ -230,7 +242,7 @@ def fit_component(
         As `ComponentModel` takes them: those in `HALVED` of float16, as they are stored, so that
         held-out distances are rounded like those of the frame loop. The others of float32.
     """
-    fitted = _fit(component, features, most_floats, seed)
+    fitted = _fit(component, features, most_floats, seed, trim)
     return {
         name: array.astype(np.float16) if name in HALVED else array
         for name, array in fitted.items()
@@ -238,7 +250,7 @@ def fit_component(
 
 
 def _fit(
-    component: Component, features: np.ndarray, most_floats: int, seed: int
+    component: Component, features: np.ndarray, most_floats: int, seed: int, trim: float
 ) -> dict[str, np.ndarray]:
     count, height, width, axes = features.shape
     places = height * width
@@ -248,7 +260,9 @@ def _fit(
     if component.kind == "place":
         rows = np.ascontiguousarray(by_place.transpose(1, 0, 2))
         most = max(1, most_floats // (places * axes))
-        return {"rows": rows if count <= most else _choose_each(rows, most)}
+        if trim:
+            rows = _trimmed(rows, trim)
+        return {"rows": rows if rows.shape[1] <= most else _choose_each(rows, most)}
     rows = _some(by_place.reshape(-1, axes), CHOSEN_FROM, seed)
     stored = choose(rows, max(DENSITY_NEIGHBOUR, most_floats // (axes + 1)))
     arrays = {"rows": stored}
@@ -312,6 +326,28 @@ def choose(rows: np.ndarray, count: int) -> np.ndarray:
         np.minimum(nearest_sq, squares + (squares[at] - 2 * (rows @ rows[at])), out=nearest_sq)
         at = int(nearest_sq.argmax())
     return rows[chosen]
+
+
+def _trimmed(rows: np.ndarray, share: float) -> np.ndarray:
+    """
+    Each place's rows without the share that is farthest from any other picture's.
+
+    The k-centre choice takes the strangest patches first, so a defect in a picture that is taken
+    for good would be stored as good (SoftPatch, Jiang et al., arXiv 2403.14233). `rows` has shape
+    (places, n, d); of more than `TRIMMED_FROM` pictures an even spread is kept.
+    """
+    count = rows.shape[1]
+    if count > TRIMMED_FROM:
+        rows = rows[:, np.linspace(0, count - 1, TRIMMED_FROM).astype(int)]
+    kept = max(1, int(round(rows.shape[1] * (1 - share))))
+    nearest_sq = np.empty(rows.shape[:2], np.float32)
+    for place, own in enumerate(rows):
+        squares = np.einsum("ij,ij->i", own, own)
+        distance_sq = squares[:, None] + squares - 2 * own @ own.T
+        np.fill_diagonal(distance_sq, np.inf)
+        nearest_sq[place] = distance_sq.min(axis=1)
+    order = np.sort(np.argsort(nearest_sq, axis=1, kind="stable")[:, :kept], axis=1)
+    return np.take_along_axis(rows, order[:, :, None], axis=1)
 
 
 def _choose_each(rows: np.ndarray, count: int) -> np.ndarray:
@@ -422,6 +458,7 @@ def hold_out(
     most_floats: int,
     probes: np.ndarray | None = None,
     probe_of: np.ndarray | None = None,
+    trim: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Distance map of each good picture by a component fitted to the other folds.
@@ -439,6 +476,8 @@ def hold_out(
         Features of pictures that each belong to a good one.
     probe_of : ndarray of int, shape (m,)
         The row of that good one.
+    trim : float
+        As in `PatchSettings`.
 
     Returns
     -------
@@ -450,7 +489,8 @@ def hold_out(
     for held in folds:
         rest = np.ones(len(features), bool)
         rest[held] = False
-        model = ComponentModel(component, fit_component(component, features[rest], most_floats))
+        fitted = fit_component(component, features[rest], most_floats, trim=trim)
+        model = ComponentModel(component, fitted)
         for row in held:
             good[row] = model.distance(features[row])
         if probes is not None:
@@ -522,8 +562,8 @@ def learn_patches(
     distances, standards = [], []
     for index, (component, most) in enumerate(zip(components, floats, strict=True)):
         good = features[component]
-        distance, _ = hold_out(component, good, folds, most)
-        fitted = fit_component(component, good, most)
+        distance, _ = hold_out(component, good, folds, most, trim=settings.trim)
+        fitted = fit_component(component, good, most, trim=settings.trim)
         centre, spread = standard(component, distance)
         distances.append(distance)
         standards.append((centre, spread))
@@ -541,5 +581,6 @@ def learn_patches(
         "components": [asdict(component) for component in components],
         "image_score": settings.image_score,
         "smoothing": settings.smoothing,
+        "trim": settings.trim,
     }
     return arrays, section, scores, maps

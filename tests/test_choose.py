@@ -338,3 +338,14 @@ def test_a_part_too_small_to_draw_on_gets_the_default(encoder, encoded):
     )
     assert trials == []
     assert settings == default_settings(encoder.map_shapes, usable_maps(encoder.map_shapes))
+
+
+def test_a_small_gain_does_not_replace_the_default_however_sure():
+    good, bad = scores_of(0, 2.5)
+    # Better on the same pictures every time, by little.
+    trials = decide({"a": (DEFAULT, good, bad), "b": (OTHER, good, bad + 0.06)}, DEFAULT, cheap)
+    best = trials[0]
+    assert best.name == "b" and best.better >= SURE
+    assert 0 < best.drawn_auroc - trials[1].drawn_auroc < 0.02
+    assert chosen_of(trials).settings == DEFAULT
+    assert "more is wanted" in sentence(trials)

@@ -545,3 +545,20 @@ def test_black_pictures_are_enrolled_to_finite_scores(base_path, count):
     assert np.isfinite(learning.reference["scores"]).all()
     assert math.isfinite(learning.sections["threshold"]["value"])
     check_arrays(components, learning.reference, encoder.map_shapes)
+
+
+def test_trimming_leaves_out_what_no_other_picture_shows():
+    # One picture in ten is strange at one place: stored, it would hide its like.
+    rng = np.random.default_rng(0)
+    features = rng.normal(0, 1, (40, 3, 3, 4)).astype(np.float32)
+    strange = np.array([9, -9, 9, -9], np.float32)
+    features[::10, 1, 1] = strange + rng.normal(0, 3, (4, 4))
+    component = Component("place", 0, 4)
+    plain, trimmed = (
+        ComponentModel(component, fit_component(component, features, 10**6, trim=trim))
+        for trim in (0.0, 0.1)
+    )
+    probe = np.zeros((3, 3, 4), np.float32)
+    probe[1, 1] = features[0, 1, 1]
+    assert plain.distance(probe)[1, 1] < 0.1 < 5 < trimmed.distance(probe)[1, 1]
+    assert trimmed.distance(probe)[0, 0] == pytest.approx(plain.distance(probe)[0, 0], rel=0.5)

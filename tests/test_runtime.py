@@ -11,6 +11,7 @@ import pytest
 
 from edge_app.encoder import Encoder, quantise
 from edge_app.errors import BundleError
+from edge_app.inspector import build_encoder
 from edge_app.runtime import RuntimeMissing, open_interpreter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +59,7 @@ def test_encoding_is_repeatable_and_its_own(nut_bundle):
 
 def test_the_embedding_is_the_mean_of_its_map(nut_bundle):
     # In the shipped bundle both outputs come from one layer, so the one checks the other.
-    encoder = Encoder(nut_bundle.encoder, 1 / 127.5, -1.0)
+    encoder = build_encoder(nut_bundle, 1)
     pixels = np.random.default_rng(1).integers(0, 256, (*encoder.size, 3), np.uint8)
     encoding = encoder.encode(pixels)
     np.testing.assert_allclose(encoding.embedding, encoding.patches.mean((0, 1)), atol=1e-5)

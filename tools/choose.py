@@ -44,6 +44,8 @@ RESAMPLES = 400
 # A candidate replaces the default only if it was better in this share of the resamples: less may
 # be chance, and drawn defects are not the real ones.
 SURE = 0.95
+# and by so much. Differences up to 0.015 pointed the wrong way on the screws.
+LEAST_GAIN = 0.02
 # Of the bytes, where `gauss` components stand beside those of another kind.
 GAUSS_SHARE = 0.5
 # Scoring may take this share of the encoder's measured time.
@@ -364,7 +366,7 @@ def decide(
     order = sorted(range(len(names)), key=lambda row: (-whole[row], row != usual))
     chosen = usual
     for row in order[: order.index(usual)]:
-        if better[row] < SURE:
+        if better[row] < SURE or whole[row] - whole[usual] < LEAST_GAIN:
             continue
         if isinstance(settings[row], PatchSettings):
             ratio, used[row] = cost(settings[row])
@@ -405,11 +407,15 @@ def sentence(trials: Sequence[Trial]) -> str:
         f"{chosen.low:.3f} to {chosen.high:.3f})"
     )
     # Only the default is chosen without beating it.
-    if chosen.better >= SURE:
+    if chosen.better != 0.5:
         return f"{text}; it beat the default in {chosen.better:.1%} of resamples"
     if best is chosen:
         return f"{text}; the default, and nothing did better"
-    why = f"is {best.note}" if best.note else f"beat it in only {best.better:.1%} of resamples"
+    why = f"beat it in only {best.better:.1%} of resamples"
+    if best.note:
+        why = f"is {best.note}"
+    elif best.better >= SURE:
+        why = f"{LEAST_GAIN} more is wanted, drawn defects not being the real ones"
     return f"{text}; the default: {best.name} had {best.drawn_auroc:.3f}, but {why}"
 
 

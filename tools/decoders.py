@@ -45,7 +45,7 @@ def build_decoder(
     kind : {"mobile", "standard"}
         ``mobile`` takes patches (B, h, w, c), ``standard`` embeddings (B, d); float32.
     size : tuple of int
-        (height, width) of the picture, pixels, multiples of 32.
+        (height, width) of the picture, pixels, multiples of 16.
     embedding_dim : int
         d, length of the embedding.
     patch_shape : tuple of int
@@ -64,8 +64,10 @@ def build_decoder(
     height, width = size
     if kind not in KINDS:
         raise ValueError(f"decoder kind {kind!r}: wanted one of {', '.join(KINDS)}")
-    if height < 32 or width < 32 or height % 32 or width % 32:
-        raise ValueError(f"picture size {height} x {width}: wanted multiples of 32 pixels")
+    if height < 32 or width < 32 or height % 16 or width % 16:
+        raise ValueError(
+            f"picture size {height} x {width}: wanted multiples of 16 pixels, at least 32"
+        )
     if kind == "standard":
         return _standard(height, width, embedding_dim)
     stride = height // patch_shape[0]
