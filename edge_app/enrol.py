@@ -50,10 +50,13 @@ from edge_app.records import Frame
 # Each image is scored against at least two others; below the second number the patch scorer's
 # spread is a guess, and the threshold with it.
 LEAST_IMAGES, FEW_IMAGES = 3, 20
-# Where more than this share of the pictures is unlike the rest, some are taken not to be good, and
-# this share of the strangest good patches is not stored. Clean sets had up to 5.2 % of them
-# pictures, sets with one defective picture in ten 6.3 to 10.6 % (tiles, screws). Trimming took the
-# tiles from 0.59 to 0.80 and the screws from 0.969 to 0.980 there, and cost clean ones 0.01 to 0.04.
+# Below, learn_alignment learns none.
+LEAST_ALIGNED = 5
+# Where more than the first share of the pictures is unlike the rest, some are taken not to be good,
+# and the second share of each place's patches, the strangest, is not stored. Up to 5.2 % of clean
+# sets were unlike the rest, 6.3 to 10.6 % where one picture in ten was defective (tiles, screws).
+# There trimming took the tiles' AUROC from 0.59 to 0.80 and the screws' from 0.969 to 0.980; clean
+# sets would lose 0.01 to 0.04 by it.
 SUSPICIOUS_SHARE, TRIM = 0.055, 0.1
 # Frames that the alignment is learnt from, at most.
 ALIGN_PICTURES = 60
@@ -323,13 +326,16 @@ def refuse_too_few_images(count: int) -> None:
         )
 
 
-def settings_of(section: Mapping[str, Any]) -> tuple[ScorerSettings, PatchSettings | None]:
-    """The settings behind a manifest's `scorer` section."""
+def settings_of(
+    section: Mapping[str, Any], most_bytes: int
+) -> tuple[ScorerSettings, PatchSettings | None]:
+    """The settings behind a manifest's `scorer` section, for references of so many bytes."""
     settings = ScorerSettings(section["kind"], section["k"], section["feature_scaling"])
     if settings.kind != "patches":
         return settings, None
     components = read_components(section)
-    return settings, PatchSettings(components, section["image_score"], section["smoothing"])
+    smoothing = section["smoothing"]
+    return settings, PatchSettings(components, section["image_score"], smoothing, most_bytes)
 
 
 def usable_maps(map_shapes: Sequence[tuple[int, ...]]) -> list[int]:
@@ -423,6 +429,7 @@ def learn(
     patch_settings = patch_settings or default_settings(
         encoder.map_shapes, usable_maps(encoder.map_shapes)
     )
+    least = LEAST_IMAGES if settings.kind == "patches" else max(LEAST_IMAGES, settings.k + 1)
     while True:
         reference, scorer, scores = _learn_kind(
             encodings, kept, groups[kept], encoder, alignment, settings, patch_settings
@@ -432,7 +439,9 @@ def learn(
         if settings.kind == "patches" and suspicious and not patch_settings.trim:
             patch_settings = replace(patch_settings, trim=TRIM)
             continue
-        if not drop_outliers or not len(odd) or len(kept) - len(odd) < LEAST_IMAGES:
+        # What a person has said is good, though it was called NG, is good.
+        odd = odd[[pictures[kept[row]].kind == "good" for row in odd]] if len(odd) else odd
+        if not drop_outliers or not len(odd) or len(kept) - len(odd) < least:
             break
         dropped += [(pictures[kept[row]].image_id, float(scores[row])) for row in odd]
         kept = np.delete(kept, odd)
@@ -468,7 +477,7 @@ def learn(
         chosen,
         [(chosen[row].image_id, float(scores[row])) for row in odd],
         dropped,
-        len(np.unique(groups[kept])),
+        len(np.unique(groups[kept])) if folds(groups[kept])[1] else len(kept),
         encodings.encode_s,
     )
 
@@ -510,16 +519,23 @@ def promise(learning: Learning) -> list[str]:
     """What cannot be promised with so few pictures, one sentence each."""
     count = len(learning.pictures)
     sentences = []
+    if count < LEAST_ALIGNED and learning.sections["alignment"]["recipe"] == "none":
+        sentences.append(
+            f"with {count} good images no alignment is learnt: if the part may lie differently, "
+            f"learn anew from {LEAST_ALIGNED} or more"
+        )
     if count < FEW_IMAGES:
         sentences.append(
             f"{count} good images say little about how good parts vary: expect false alarms on "
             f"parts that differ from these, and add to them with enroll --add (from about "
             f"{FEW_IMAGES} on, the held-out scores are steady)"
         )
-    if learning.sections["scorer"].get("trim"):
+    scorer = learning.sections["scorer"]
+    kinds = {component["kind"] for component in scorer.get("components", ())}
+    if scorer.get("trim") and "place" in kinds:
         sentences.append(
             "so many pictures are unlike the rest that some may not be good: the strangest "
-            f"{learning.sections['scorer']['trim']:.0%} of the good patches of each place were not "
+            f"{scorer['trim']:.0%} of the good patches of each place were not "
             "stored; look at the pictures named, take the bad ones away and learn again"
         )
     if learning.groups < count:

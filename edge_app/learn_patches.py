@@ -45,12 +45,12 @@ PLACE_ROWS = 6
 # Numbers of reference that an encoder affords; see `affordable_bytes`.
 FLOATS_PER_MULTIPLY_ADD = 0.015
 # Half the bytes on disk: these are rounded by a thousandth of their size.
-# Pictures whose patches are compared with each other before some are trimmed, at most.
-TRIMMED_FROM = 240
 HALVED = ("mean", "factor", "rows")
 # Multiply-adds of one component that compares each place with all its rows, a picture; and rows
 # that a reference by nearest patch holds whatever its bytes: fewer are none.
 MOST_PRODUCTS, LEAST_ROWS = 8_000_000, 100
+# Pictures whose patches are compared with each other before some are trimmed, at most.
+TRIMMED_FROM = 240
 # Principal axes of a component: more than the first told nothing more apart, fewer than the second
 # much less (screws and tiles, drawn defects).
 MOST_AXES, LEAST_AXES = 48, 24

@@ -169,6 +169,10 @@ def test_a_killed_run_leaves_whole_lines(tmp_path, clip_path, nut_path):
         (["enroll", "--bundle", "{nut}", "--out", "{tmp}/b", "--remove", "nobody.png#1"], 2,
          "nobody.png#1"),
         (["enroll", "--out", "{tmp}/b"], 2, "SOURCE is missing"),
+        (["enroll", "{clip}", "--out", "{tmp}/b", "--neighbours", "3"], 2, "of the scorers lof"),
+        (["enroll", "--list", "--bundle", "{nut}", "--out", "{tmp}/b"], 2, "leave out --out"),
+        (["enroll", "{clip}", "--out", "{tmp}/b", "--report", "{tmp}/b/r.html"], 2,
+         "name another place"),
         (["enroll", "{clip}"], 2, "--out B2 is missing"),
         (["enroll", "{clip}", "--out", "{tmp}/b", "--false-alarms"], 2, "goes with --add"),
         (["enroll", "{clip}", "--out", "{tmp}/b", "--report", "{tmp}/text.png/r.html"], 2,
@@ -212,7 +216,7 @@ def test_enroll_then_inspect(tmp_path, good_folder, still_frames, capsys):
         cv2.imwrite(str(empty / f"{index}.png"), frame)
     (good_folder / "zz.jpg").write_bytes(b"\xff\xd8broken")
     out = tmp_path / "b" / "mine"
-    argv = ["enroll", good_folder, "--out", out, "--empty", empty, "--neighbours", 3, "--activate"]
+    argv = ["enroll", good_folder, "--out", out, "--empty", empty, "--activate"]
     assert main([str(arg) for arg in argv]) == 0
     said = capsys.readouterr()
     assert "learnt 12 good images" in said.out
@@ -315,7 +319,7 @@ def test_what_would_poison_the_reference_is_not_learnt(tmp_path, good_folder, ca
 def test_two_images_are_too_few_whatever_k(tmp_path, good_folder, capsys):
     for path in sorted(good_folder.iterdir())[2:]:
         path.unlink()
-    argv = ["enroll", good_folder, "--out", tmp_path / "b", "--neighbours", 1]
+    argv = ["enroll", good_folder, "--out", tmp_path / "b"]
     code, sentence = refused(capsys, *argv)
     assert code == 2 and "too few to hold any of them out" in sentence
 

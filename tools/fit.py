@@ -24,6 +24,7 @@ from edge_app.bundle import Bundle, activate, made_now, refuse_existing, write_b
 from edge_app.encoder import Encoder
 from edge_app.enrol import (
     ALIGN_PICTURES,
+    UNPAINTED_SHARE,
     Encodings,
     Gathered,
     choose_alignment,
@@ -56,8 +57,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16", "int8")
 SCALE, OFFSET = 1 / 127.5, -1.0
 PACKAGES = ("tensorflow-cpu", "tensorflow", "keras", "ai-edge-litert", "scikit-learn")
-# The share of good pixels that stay unpainted, and how far beyond it full red lies.
-UNPAINTED_SHARE = 0.995
+# How far beyond the good parts' differences full red lies.
 RED_OVER_LOW = 2.0
 BLUR_SHARE = 0.02
 # Pictures on which a conversion is compared with its original.
@@ -238,6 +238,7 @@ def run(args: argparse.Namespace) -> int:
         args.drop_outliers,
     )
     sections = dict(learning.sections)
+    manifest["provenance"]["good_images"] = len(learning.pictures)
     if trials:
         sections["scorer"]["trials"] = [_trial(trial) for trial in trials]
     sections["scorer"]["layers"] = list(map_layers_of(network))
@@ -258,7 +259,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for sentence in gathered.skipped:
         print(f"not learnt: {sentence}", file=sys.stderr)
-    print(f"alignment: {alignment.recipe} ({reason})")
+    print(f"alignment {reason}")
     if trials:
         print(table(trials))
         print(trials_sentence(trials))

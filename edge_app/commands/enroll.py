@@ -166,6 +166,10 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     if args.report:
         refuse_unwritable(args.report)
     settings = _scorer_settings(args, config)
+    for option in ("neighbours", "feature_scaling"):
+        if settings.kind == "patches" and getattr(args, option) is not None:
+            name = option.replace("_", "-")
+            raise InputError(f"--{name} is of the scorers lof and knn: say --scorer too")
     wanted_rate = config.enroll.false_reject_rate
     encoder = build_encoder(base, threads)
     most_bytes = affordable_bytes(base.manifest["encoder"].get("multiply_adds"))
@@ -175,7 +179,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     region_kept, known = args.region, []
     if extends:
         known = _known(base, args.remove)
-        settings, patch_settings = settings_of(base.manifest["scorer"])
+        settings, patch_settings = settings_of(base.manifest["scorer"], most_bytes)
         wanted_rate = base.manifest["threshold"]["wanted_rate"]
         region_kept = base.region
     if args.rate is not None:
@@ -224,6 +228,14 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
             shlex.join(["edge-app", *args.typed]), ("scikit-learn", "opencv-python-headless")
         ),
         "input": {**base.manifest["input"], "region": list(region_kept) if region_kept else None},
+        "provenance": {
+            **base.manifest["provenance"],
+            "good_images": len(learning.pictures),
+            "remake": [
+                *base.manifest["provenance"]["remake"],
+                shlex.join(["edge-app", *args.typed]),
+            ],
+        },
         # A decoder redraws the part it was trained on and no other.
         "decoder": base.manifest["decoder"] if extends else None,
     }
@@ -246,7 +258,15 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     if args.list:
         if args.bundle is None:
             raise InputError("--list: name the bundle whose pictures to list with --bundle B")
+        for option in ("source", "out", "add", "remove", "report", "drop_outliers", "activate"):
+            if getattr(args, option):
+                name = "SOURCE" if option == "source" else "--" + option.replace("_", "-")
+                raise InputError(f"--list only lists: leave out {name}")
         return
+    if args.report and Path(args.report).absolute().is_relative_to(
+        Path(args.out or ".").absolute()
+    ):
+        raise InputError(f"--report {args.report}: lies in the bundle --out, name another place")
     if args.out is None:
         raise InputError("--out B2 is missing: name the new bundle")
     if args.source is None and not args.remove:
@@ -275,7 +295,22 @@ def _known(base: Bundle, removed: Sequence[str]) -> list[LearntPicture]:
             f"{base.path}: does not hold the pictures it learnt, so it cannot be extended: "
             "enroll all pictures anew"
         )
-    return remove(unpack(content, str(base.path / "learnt.npz")), removed)
+    pictures = unpack(content, str(base.path / "learnt.npz"))
+    kept = {picture.image_id for picture in pictures}
+    learnt = {str(name) for name in base.reference["image_ids"]}
+    for name in removed:
+        if name in learnt - kept:
+            raise InputError(
+                f"{name}: was learnt, but its picture is not kept, so it cannot be taken out: "
+                "enroll all pictures anew without it"
+            )
+    if learnt - kept:
+        print(
+            f"{base.path.name} keeps {len(kept)} of the {len(learnt)} pictures it learnt: only "
+            "these are learnt again",
+            file=sys.stderr,
+        )
+    return remove(pictures, removed)
 
 
 def _list(base: Bundle) -> int:
@@ -390,7 +425,7 @@ def _say(
     for sentence in gathered.skipped:
         print(f"not learnt: {sentence}", file=sys.stderr)
     if reason is not None:
-        print(f"alignment: {learning.sections['alignment']['recipe']} ({reason})")
+        print(f"alignment {reason}")
     total = f" ({len(learning.pictures)} in all)" if known else ""
     print(
         f"learnt {len(gathered.pictures)} good images{total} in {seconds:.1f} s "
