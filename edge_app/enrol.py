@@ -429,6 +429,7 @@ def learn(
     patch_settings = patch_settings or default_settings(
         encoder.map_shapes, usable_maps(encoder.map_shapes)
     )
+    before: np.ndarray | None = None
     least = LEAST_IMAGES if settings.kind == "patches" else max(LEAST_IMAGES, settings.k + 1)
     while True:
         reference, scorer, scores = _learn_kind(
@@ -437,8 +438,10 @@ def learn(
         odd = least_like(scores, groups[kept])
         suspicious = len(odd) > SUSPICIOUS_SHARE * len(kept) and len(kept) >= FEW_IMAGES
         if settings.kind == "patches" and suspicious and not patch_settings.trim:
-            patch_settings = replace(patch_settings, trim=TRIM)
+            patch_settings, before = replace(patch_settings, trim=TRIM), odd
             continue
+        # Trimming makes every picture look a little odd, so those that stood out before count.
+        odd, before = (odd, None) if before is None else (before, None)
         # What a person has said is good, though it was called NG, is good.
         odd = odd[[pictures[kept[row]].kind == "good" for row in odd]] if len(odd) else odd
         if not drop_outliers or not len(odd) or len(kept) - len(odd) < least:

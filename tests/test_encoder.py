@@ -142,16 +142,29 @@ def test_a_bundle_names_its_maps_in_order(bundle, shapes):
 
 
 def test_a_bundle_from_before_there_were_maps_gives_its_patches(nut_bundle):
-    assert "map_shapes" not in nut_bundle.manifest["encoder"]
-    encoder = encoder_of(nut_bundle, 1)
+    keras.utils.set_random_seed(0)
+    network = build_encoder(None, SIZE, "block_5_add", "block_3_expand_relu", 0.35, ())
+    section = {
+        key: value
+        for key, value in nut_bundle.manifest["encoder"].items()
+        if not key.startswith("map_")
+    }
+    section |= {
+        "embedding_shape": [network.output_shape[0][1]],
+        "patch_shape": list(network.output_shape[1][1:]),
+    }
+    given = {**nut_bundle.manifest["input"], "size": list(SIZE)}
+    manifest = {**nut_bundle.manifest, "encoder": section, "input": given}
+    old = dataclasses.replace(nut_bundle, manifest=manifest, encoder=to_tflite(network, "float32"))
+    encoder = encoder_of(old, 1)
     assert encoder.map_shapes == (encoder.patch_shape,)
-    assert encoder.patch_shape == tuple(nut_bundle.manifest["encoder"]["patch_shape"])
+    assert encoder.patch_shape == tuple(section["patch_shape"])
     encoding = encoder.encode(np.zeros((*encoder.size, 3), np.uint8))
     assert len(encoding.maps) == 1 and encoding.maps[0] is encoding.patches
 
 
 def test_a_manifest_of_other_maps_names_the_bundle(nut_bundle):
-    section = {**nut_bundle.manifest["encoder"], "patch_shape": [1, 2, 3]}
+    section = {**nut_bundle.manifest["encoder"], "map_shapes": [[1, 2, 3]]}
     other = dataclasses.replace(nut_bundle, manifest={**nut_bundle.manifest, "encoder": section})
     with pytest.raises(BundleError, match=r"nut: encoder\.tflite: .* wanted \[1, 2, 3\]"):
         encoder_of(other, 1)
