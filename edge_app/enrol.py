@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from edge_app.held_out import (
     near_duplicate_groups,
     thumbnail,
 )
-from edge_app.learn_align import LearntAlignment, learn_alignment
+from edge_app.learn_align import LEAST_FRAMES, LearntAlignment, learn_alignment
 from edge_app.learn_neighbours import (
     ScorerSettings,
     fit_scorer,
@@ -50,8 +51,6 @@ from edge_app.records import Frame
 # Each image is scored against at least two others; below the second number the patch scorer's
 # spread is a guess, and the threshold with it.
 LEAST_IMAGES, FEW_IMAGES = 3, 20
-# Below, learn_alignment learns none.
-LEAST_ALIGNED = 5
 # Where more than the first share of the pictures is unlike the rest, some are taken not to be good,
 # and the second share of each place's patches, the strangest, is not stored. Up to 5.2 % of clean
 # sets were unlike the rest, 6.3 to 10.6 % where one picture in ten was defective (tiles, screws).
@@ -215,6 +214,7 @@ class Encodings:
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         count = len(pictures_rgb)
+        self._pictures_rgb = pictures_rgb
         self.encode_s = 0.0
         self.embeddings = np.empty((count, encoder.embedding_dim), np.float32)
         wanted = usable_maps(encoder.map_shapes)
@@ -235,6 +235,11 @@ class Encodings:
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """Near-duplicates among the pictures, int, shape (n,)."""
+        return near_duplicate_groups(np.stack([thumbnail(p) for p in self._pictures_rgb]))
 
     def learn_features(self, component: Component, rows: np.ndarray | None = None) -> Features:
         """Principal axes for a component from (some of) these pictures."""
@@ -423,9 +428,7 @@ def learn(
         raise InputError(f"{name}: the encoder's answer for it is not finite")
     kept = np.arange(count)
     dropped: list[tuple[str, float]] = []
-    groups = near_duplicate_groups(
-        np.stack([thumbnail(picture.pixels_rgb) for picture in pictures])
-    )
+    groups = encodings.groups
     patch_settings = patch_settings or default_settings(
         encoder.map_shapes, usable_maps(encoder.map_shapes)
     )
@@ -500,12 +503,12 @@ def _learn_kind(
         embeddings = encodings.embeddings[rows]
         arrays = {"embeddings": embeddings, **fit_scorer(embeddings, settings)}
         return arrays, asdict(settings), held_out_scores(embeddings, settings, held_out)
-    chosen = patch_settings
-    projections = {c: encodings.learn_features(c, rows) for c in chosen.components}
-    features = {c: encodings.features(c, projections[c], rows) for c in chosen.components}
-    weight = part_weight(alignment, finest_grid(chosen.components, encoder.map_shapes))
+    components = patch_settings.components
+    projections = {c: encodings.learn_features(c, rows) for c in components}
+    features = {c: encodings.features(c, projections[c], rows) for c in components}
+    weight = part_weight(alignment, finest_grid(components, encoder.map_shapes))
     arrays, section, scores, maps = learn_patches(
-        chosen, features, projections, weight, held_out, encoder.map_shapes
+        patch_settings, features, projections, weight, held_out, encoder.map_shapes
     )
     low = max(float(np.quantile(maps, UNPAINTED_SHARE)), 1e-6)
     scale = {"low": low, "high": RED_OVER_LOW * low}
@@ -522,10 +525,10 @@ def promise(learning: Learning) -> list[str]:
     """What cannot be promised with so few pictures, one sentence each."""
     count = len(learning.pictures)
     sentences = []
-    if count < LEAST_ALIGNED and learning.sections["alignment"]["recipe"] == "none":
+    if count < LEAST_FRAMES and learning.sections["alignment"]["recipe"] == "none":
         sentences.append(
             f"with {count} good images no alignment is learnt: if the part may lie differently, "
-            f"learn anew from {LEAST_ALIGNED} or more"
+            f"learn anew from {LEAST_FRAMES} or more"
         )
     if count < FEW_IMAGES:
         sentences.append(

@@ -141,14 +141,12 @@ class Inspector:
         if bundle.reference is None:
             raise BundleError(f"{bundle.path}: knows no good part yet: run edge-app enroll first")
         self.bundle = bundle
-        components = ()
-        if manifest["scorer"]["kind"] == "patches":
-            components = read_components(manifest["scorer"])
+        scorer = manifest["scorer"]
+        components = read_components(scorer) if scorer["kind"] == "patches" else ()
         # A map that nothing compares is not even copied.
         wanted = {component.map for component in components}
         self.encoder = build_encoder(bundle, threads, wanted)
         self.decoder = build_decoder(bundle, self.encoder, threads)
-        scorer = manifest["scorer"]
         alignment = read_alignment(manifest["alignment"], bundle.reference)
         self.aligner = Aligner(alignment, bundle.size, bundle.region)
         self.patch_scorer: PatchScorer | None = None

@@ -88,7 +88,36 @@ def held_out_scores(
     scores : ndarray of float64, shape (n,)
         Higher is more anomalous.
     """
-    scores = np.empty(len(embeddings))
+    nothing = np.empty((0, embeddings.shape[1]), np.float32), np.empty(0, int)
+    return held_out_with(embeddings, settings, folds, *nothing)[0]
+
+
+def held_out_with(
+    embeddings: np.ndarray,
+    settings: ScorerSettings,
+    folds: Sequence[np.ndarray],
+    probes: np.ndarray,
+    probe_of: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    `held_out_scores`, and those of pictures that are held out with a good one.
+
+    Parameters
+    ----------
+    embeddings : ndarray of float32, shape (n, d)
+    settings : ScorerSettings
+    folds : sequence of ndarray of int
+        Rows that are held out together.
+    probes : ndarray of float32, shape (m, d)
+    probe_of : ndarray of int, shape (m,)
+        The row of the good image that each belongs to.
+
+    Returns
+    -------
+    scores : ndarray of float64, shape (n,)
+    probe_scores : ndarray of float64, shape (m,)
+    """
+    scores, probe_scores = np.empty(len(embeddings)), np.empty(len(probes))
     for held_out in folds:
         rest = np.delete(embeddings, held_out, axis=0)
         # With only k + 1 images, those left are one too few for k neighbours among themselves.
@@ -97,4 +126,6 @@ def held_out_scores(
         arrays = {"embeddings": rest, **fit_scorer(rest, fold)}
         scorer = build_scorer(fold.kind, k, fold.feature_scaling, arrays)
         scores[held_out] = [scorer.score(embeddings[row]) for row in held_out]
-    return scores
+        for row in np.flatnonzero(np.isin(probe_of, held_out)):
+            probe_scores[row] = scorer.score(probes[row])
+    return scores, probe_scores

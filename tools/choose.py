@@ -17,7 +17,7 @@ import numpy as np
 from edge_app.encoder import Encoder
 from edge_app.enrol import Encodings, usable_maps
 from edge_app.held_out import folds
-from edge_app.learn_neighbours import ScorerSettings, fit_scorer
+from edge_app.learn_neighbours import ScorerSettings, held_out_with
 from edge_app.learn_patches import (
     MOST_BYTES,
     PatchSettings,
@@ -31,7 +31,6 @@ from edge_app.learn_patches import (
     standard,
 )
 from edge_app.patches import IMAGE_SCORES, KINDS, Component, PatchScorer, finest_grid, image_scores
-from edge_app.scorer import build_scorer
 from tools.drawn_defects import draw_defect
 
 # Good pictures that take part, and pictures with a drawn defect wanted, at most and at least.
@@ -274,16 +273,9 @@ class _Bench:
 
     def _pooled(self, settings: ScorerSettings) -> tuple[np.ndarray, np.ndarray]:
         embeddings = self._encodings.embeddings[self._rows]
-        good, bad = np.empty(len(embeddings)), np.empty(len(self._drawn_on))
-        for held in self._folds:
-            rest = np.delete(embeddings, held, axis=0)
-            fold = replace(settings, k=min(settings.k, len(rest) - 1))
-            arrays = {"embeddings": rest, **fit_scorer(rest, fold)}
-            scorer = build_scorer(fold.kind, fold.k, fold.feature_scaling, arrays)
-            good[held] = [scorer.score(embeddings[row]) for row in held]
-            for row in np.flatnonzero(np.isin(self._drawn_on, held)):
-                bad[row] = scorer.score(self._drawn.embeddings[row])
-        return good, bad
+        return held_out_with(
+            embeddings, settings, self._folds, self._drawn.embeddings, self._drawn_on
+        )
 
     def cost(self, settings: PatchSettings) -> tuple[float, int]:
         """Scoring over the encoder's time, measured in turns on a grey picture; and its bytes."""

@@ -36,6 +36,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "example: python -m tools evaluate --bundle models/nut --data parts/nut --json nut.json"
     )
+    add_arguments(parser)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of every command that measures a bundle on a set."""
     parser.add_argument("--bundle", required=True, metavar="B", help="folder of the bundle")
     parser.add_argument(
         "--data", required=True, metavar="DIR", type=Path, help="a set in the layout of MVTec AD"

@@ -38,7 +38,6 @@ from edge_app.enrol import (
 )
 from edge_app.errors import InputError
 from edge_app.heatmap import Decoder, difference_map
-from edge_app.held_out import near_duplicate_groups, thumbnail
 from edge_app.learn_align import LearntAlignment
 from edge_app.learn_neighbours import ScorerSettings, refuse_too_few
 from edge_app.learn_patches import PatchSettings, affordable_bytes, default_settings
@@ -342,7 +341,6 @@ def _choose(
 ) -> tuple[PatchSettings | ScorerSettings, list[Trial]]:
     from tqdm import tqdm
 
-    groups = near_duplicate_groups(np.stack([thumbnail(pixels) for pixels in pictures_rgb]))
     with tqdm(desc="choosing", unit="candidate", delay=2, leave=False) as bar:
 
         def progress(what: str) -> None:
@@ -352,7 +350,7 @@ def _choose(
         return choose_scorer(
             pictures_rgb,
             encodings,
-            groups,
+            encodings.groups,
             encoder,
             lambda grid: part_weight(alignment, grid),
             most_bytes,

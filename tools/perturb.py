@@ -34,7 +34,7 @@ from edge_app.learn_align import LEAST_CONTRAST
 from edge_app.preprocess import region_box
 from edge_app.records import Frame, Verdict
 from edge_app.sources.folder import read_picture
-from tools.evaluate import align_anyway
+from tools.evaluate import add_arguments, align_anyway
 from tools.inspection_set import InspectionSet, TestPicture, read_inspection_set
 
 AS_IT_IS = "as it is"
@@ -74,24 +74,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "example: python -m tools perturb --bundle models/nut --data parts/nut --json perturb.json"
     )
-    parser.add_argument("--bundle", required=True, metavar="B", help="folder of the bundle")
-    parser.add_argument(
-        "--data", required=True, metavar="DIR", type=Path, help="a set in the layout of MVTec AD"
-    )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures here")
+    add_arguments(parser)
     parser.add_argument(
         "--seed",
         type=whole_from_0,
         default=0,
         metavar="N",
         help="of angles, shifts and the choice of pictures (default: 0)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=whole_from_1,
-        default=1,
-        metavar="N",
-        help="of the TFLite runtime (default: 1)",
     )
     parser.add_argument(
         "--pictures",

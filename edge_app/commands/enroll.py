@@ -176,18 +176,17 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     patch_settings = default_settings(
         encoder.map_shapes, usable_maps(encoder.map_shapes), most_bytes
     )
-    region_kept, known = args.region, []
+    region_kept, known, alignment = args.region, [], None
     if extends:
         known = _known(base, args.remove)
         settings, patch_settings = settings_of(base.manifest["scorer"], most_bytes)
         wanted_rate = base.manifest["threshold"]["wanted_rate"]
         region_kept = base.region
+        alignment = read_alignment(base.manifest["alignment"], base.reference)
     if args.rate is not None:
         wanted_rate = args.rate
     recipe = Preprocessing(base.size, region_kept)
-    gathered, alignment, reason = Gathered([], empty_view_of(base), []), None, None
-    if extends:
-        alignment = read_alignment(base.manifest["alignment"], base.reference)
+    gathered, reason = Gathered([], empty_view_of(base), []), None
     if args.source is not None:
         frames = _Frames(args.source, args.frames)
         empty_frames = _empty_frames(args.empty)
@@ -214,7 +213,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         alignment,
         settings,
         wanted_rate,
-        gathered.empty_view if args.source is not None or extends else None,
+        gathered.empty_view,
         patch_settings,
         drop_outliers=args.drop_outliers,
     )
