@@ -37,6 +37,10 @@ class Frame:
         ``kind: detail``.
     read_ms : float
         Time the source took to deliver it, in milliseconds.
+    captured_s : float or None
+        When a live source had it, seconds of `time.monotonic`; None from files.
+    dropped : int
+        Frames that a live source had delivered so far and nobody took.
     """
 
     index: int
@@ -44,6 +48,8 @@ class Frame:
     frame_bgr: np.ndarray | None
     problem: str | None = None
     read_ms: float = 0.0
+    captured_s: float | None = None
+    dropped: int = 0
 
 
 @dataclass(frozen=True)

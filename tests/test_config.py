@@ -67,3 +67,15 @@ def test_refusals_name_file_and_key(tmp_path, text, says):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such configuration file"):
         load_config(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[thermal]\ntarget_c = 80\n", "target_c is 80, wanted at most hot_c, which is 78"),
+        ("[camera]\nretry_first_s = 60\n", "wanted at most retry_most_s, which is 30"),
+    ],
+)
+def test_limits_that_belong_together_must_rise(tmp_path, text, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(write(tmp_path, text))
