@@ -24,6 +24,7 @@ from edge_app.errors import InputError
 from edge_app.held_out import (
     Threshold,
     calibrate,
+    far_beyond,
     folds,
     least_like,
     near_duplicate_groups,
@@ -39,8 +40,10 @@ from edge_app.learn_neighbours import (
 from edge_app.learn_patches import (
     PatchSettings,
     default_settings,
+    held_out_distances,
     learn_features,
     learn_patches,
+    robust_scores,
 )
 from edge_app.learnt_pictures import LearntPicture, fresh_id, pack, thin
 from edge_app.patches import Component, Features, finest_grid, read_components
@@ -241,6 +244,29 @@ class Encodings:
         """Near-duplicates among the pictures, int, shape (n,)."""
         return near_duplicate_groups(np.stack([thumbnail(p) for p in self._pictures_rgb]))
 
+    def strangeness(self, rows: np.ndarray) -> np.ndarray:
+        """
+        How unlike the others each of some pictures is as a whole, float64, shape (len(rows),).
+
+        Median distance to the others of the maps' mean vectors, each channel in units of its
+        median absolute deviation: no minority of pictures moves it.
+        """
+        means = np.concatenate(
+            [
+                np.stack([maps[row].mean(axis=(0, 1), dtype=np.float32) for row in rows])
+                for maps in self.maps
+                if len(maps)
+            ],
+            axis=1,
+        )
+        away = means - np.median(means, axis=0)
+        scale = np.median(np.abs(away), axis=0)
+        # A channel that hardly ever answers is not to be blown up.
+        away /= np.maximum(scale, max(float(scale.mean()), 1e-6))
+        squares = (away**2).sum(axis=1, dtype=np.float64)
+        distance_sq = squares[:, None] + squares - 2.0 * (away @ away.T)
+        return np.sqrt(np.maximum(np.median(distance_sq, axis=1), 0))
+
     def learn_features(self, component: Component, rows: np.ndarray | None = None) -> Features:
         """Principal axes for a component from (some of) these pictures."""
         rows = np.arange(len(self)) if rows is None else rows
@@ -365,6 +391,8 @@ class Learning:
         Id and held-out score of the pictures least like the rest, the strangest first.
     dropped : list of (str, float)
         Those of them that were left out.
+    uncounted : list of str
+        Ids of those that were learnt but have no say in the threshold, being too unlike the rest.
     groups : int
         Groups of near-duplicates among the pictures; as many as pictures where there are none.
     encode_s : float
@@ -376,6 +404,7 @@ class Learning:
     pictures: list[LearntPicture]
     least_like: list[tuple[str, float]]
     dropped: list[tuple[str, float]]
+    uncounted: list[str]
     groups: int
     encode_s: float
 
@@ -435,10 +464,16 @@ def learn(
     before: np.ndarray | None = None
     least = LEAST_IMAGES if settings.kind == "patches" else max(LEAST_IMAGES, settings.k + 1)
     while True:
-        reference, scorer, scores = _learn_kind(
+        reference, scorer, scores, apart = _learn_kind(
             encodings, kept, groups[kept], encoder, alignment, settings, patch_settings
         )
         odd = least_like(scores, groups[kept])
+        # What was kept out of the standardisation and scores above all that was not is odd too: of
+        # a dozen scores the quartiles are far apart.
+        ordinary = np.setdiff1d(np.arange(len(kept)), [*odd, *apart])
+        above = apart[scores[apart] > scores[ordinary].max(initial=-np.inf)]
+        odd = odd if np.isin(above, odd).all() else np.union1d(odd, above)
+        odd = odd[np.argsort(-scores[odd], kind="stable")]
         suspicious = len(odd) > SUSPICIOUS_SHARE * len(kept) and len(kept) >= FEW_IMAGES
         if settings.kind == "patches" and suspicious and not patch_settings.trim:
             patch_settings, before = replace(patch_settings, trim=TRIM), odd
@@ -455,7 +490,12 @@ def learn(
         # or ordinary pictures would be peeled off round by round.
         drop_outliers = len(dropped) == len(odd)
     chosen = [pictures[row] for row in kept]
-    threshold = calibrate(scores, wanted_rate, groups[kept], odd)
+    # A picture that is not good must not set the limit that it should have been found by. Where so
+    # many look odd that some are surely not good, none of them counts.
+    uncounted = odd if patch_settings.trim else far_beyond(scores, groups[kept], odd)
+    counted = _without(np.arange(len(kept)), uncounted)
+    odd_left = np.flatnonzero(np.isin(counted, odd))
+    threshold = calibrate(scores[counted], wanted_rate, groups[kept][counted], odd_left)
     if not math.isfinite(threshold.value):
         raise InputError("the good images' scores are not finite, so no threshold can be set")
     reference |= {
@@ -483,6 +523,7 @@ def learn(
         chosen,
         [(chosen[row].image_id, float(scores[row])) for row in odd],
         dropped,
+        [chosen[row].image_id for row in np.setdiff1d(np.arange(len(kept)), counted)],
         len(np.unique(groups[kept])) if folds(groups[kept])[1] else len(kept),
         encodings.encode_s,
     )
@@ -496,23 +537,41 @@ def _learn_kind(
     alignment: Alignment,
     settings: ScorerSettings,
     patch_settings: PatchSettings,
-) -> tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray]:
-    """Arrays, the manifest's `scorer` and the held-out scores for these rows."""
+) -> tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray, np.ndarray]:
+    """Arrays, the manifest's `scorer`, held-out scores, and which rows had no say in the scale."""
     held_out, _ = folds(groups)
     if settings.kind != "patches":
         embeddings = encodings.embeddings[rows]
         arrays = {"embeddings": embeddings, **fit_scorer(embeddings, settings)}
-        return arrays, asdict(settings), held_out_scores(embeddings, settings, held_out)
-    components = patch_settings.components
-    projections = {c: encodings.learn_features(c, rows) for c in components}
-    features = {c: encodings.features(c, projections[c], rows) for c in components}
-    weight = part_weight(alignment, finest_grid(components, encoder.map_shapes))
+        scores = held_out_scores(embeddings, settings, held_out)
+        return arrays, asdict(settings), scores, np.empty(0, int)
+    components, map_shapes = patch_settings.components, encoder.map_shapes
+    weight = part_weight(alignment, finest_grid(components, map_shapes))
+    # A strange picture must not have a say in what is strange. Those that are as a whole unlike the
+    # rest are kept out of axes and standardisation from the start: the axes would be their own. If
+    # others stand out then, in some place, both are taken once more without them.
+    ordinary = _without(np.arange(len(rows)), least_like(encodings.strangeness(rows), groups))
+    for last in (False, True):
+        projections = {c: encodings.learn_features(c, rows[ordinary]) for c in components}
+        features = {c: encodings.features(c, projections[c], rows) for c in components}
+        distances = held_out_distances(patch_settings, features, held_out, map_shapes)
+        odd = least_like(robust_scores(patch_settings, distances, weight), groups)
+        if last or not np.isin(odd, ordinary).any():
+            break
+        ordinary = _without(ordinary, odd)
     arrays, section, scores, maps = learn_patches(
-        patch_settings, features, projections, weight, held_out, encoder.map_shapes
+        patch_settings, features, projections, weight, distances, map_shapes, ordinary
     )
-    low = max(float(np.quantile(maps, UNPAINTED_SHARE)), 1e-6)
+    low = max(float(np.quantile(maps[ordinary], UNPAINTED_SHARE)), 1e-6)
     scale = {"low": low, "high": RED_OVER_LOW * low}
-    return arrays, {**asdict(settings), **section, "colour_scale": scale}, scores
+    apart = np.setdiff1d(np.arange(len(rows)), ordinary)
+    return arrays, {**asdict(settings), **section, "colour_scale": scale}, scores, apart
+
+
+def _without(rows: np.ndarray, odd: np.ndarray) -> np.ndarray:
+    """`rows` but those in `odd`; all of them where too few would be left."""
+    rest = np.setdiff1d(rows, odd)
+    return rest if len(rest) >= LEAST_IMAGES else rows
 
 
 def threshold_of(section: Mapping[str, Any]) -> Threshold:
@@ -543,6 +602,11 @@ def promise(learning: Learning) -> list[str]:
             "so many pictures are unlike the rest that some may not be good: the strangest "
             f"{scorer['trim']:.0%} of the good patches of each place were not "
             "stored; look at the pictures named, take the bad ones away and learn again"
+        )
+    if learning.uncounted:
+        sentences.append(
+            f"the threshold does not count {', '.join(learning.uncounted)}: too unlike the rest to "
+            "be good; if one is, say so with enroll --add --false-alarms"
         )
     if learning.groups < count:
         sentences.append(

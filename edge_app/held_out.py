@@ -21,6 +21,8 @@ from edge_app.errors import InputError
 
 # Scores that a tail can be extrapolated from, at least.
 LEAST_TAIL = 5
+# Beyond a rate of this over their number no good picture is expected; see `far_beyond`.
+NEVER = 0.01
 # Side of a thumbnail, pixels: one exposure of a part still resembles the next one at this size; at
 # 128 their noise makes them as unlike as two parts.
 THUMBNAIL_SIDE = 64
@@ -362,6 +364,32 @@ def calibrate(
         if value < largest:
             value, method = largest, "largest held-out score, of a picture unlike the rest"
     return Threshold(value, method, wanted_rate, supported, images, count)
+
+
+def far_beyond(scores: np.ndarray, groups: np.ndarray, odd: np.ndarray) -> np.ndarray:
+    """
+    Those of the odd pictures that no good one would be.
+
+    Parameters
+    ----------
+    scores : ndarray of float64, shape (n,)
+        Held-out scores, higher is more anomalous.
+    groups : ndarray of int, shape (n,)
+    odd : ndarray of int
+        Rows that `least_like` lists.
+
+    Returns
+    -------
+    ndarray of int
+        Rows of `odd` that lie beyond the threshold which the other pictures' exponential tail, as
+        in `calibrate`, gives for a rate of `NEVER` over their number: were all good, one of them
+        would lie there once in a hundred sets. None where the others are too few for a tail.
+    """
+    rest = np.delete(np.arange(len(scores)), odd)
+    if not len(odd) or len(rest) < LEAST_TAIL or not np.isfinite(scores[rest]).all():
+        return odd[:0]
+    limit, _ = _extrapolated(scores[rest], groups[rest], NEVER / len(rest))
+    return odd[scores[odd] > limit]
 
 
 def _extrapolated(scores: np.ndarray, groups: np.ndarray, wanted_rate: float) -> tuple[float, str]:

@@ -387,7 +387,9 @@ def _some(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
     return rows[np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))]
 
 
-def standard(component: Component, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def standard(
+    component: Component, held_out: np.ndarray, robust: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """
     What a component's distances are on held-out good pictures.
 
@@ -395,6 +397,9 @@ def standard(component: Component, held_out: np.ndarray) -> tuple[np.ndarray, np
     ----------
     component : Component
     held_out : ndarray of float32, shape (n, h, w)
+    robust : bool
+        Median and median absolute deviation in place of mean and standard deviation: fewer than
+        half the pictures, however strange, do not hide themselves.
 
     Returns
     -------
@@ -402,14 +407,12 @@ def standard(component: Component, held_out: np.ndarray) -> tuple[np.ndarray, np
         Mean and standard deviation, the second never below `LEAST_DEVIATION` for all patches
         together.
     """
+    middle, deviation = (np.median, _median_deviation) if robust else (np.mean, np.std)
+    overall = max(float(deviation(held_out)), LEAST_DEVIATION)
     if component.kind not in PLACE_KINDS:
         shape = (1, 1)
-        return (
-            np.full(shape, held_out.mean(), np.float32),
-            np.full(shape, max(float(held_out.std()), LEAST_DEVIATION), np.float32),
-        )
-    overall = max(float(held_out.std()), LEAST_DEVIATION)
-    centre, spread = held_out.mean(axis=0), held_out.std(axis=0)
+        return np.full(shape, middle(held_out), np.float32), np.full(shape, overall, np.float32)
+    centre, spread = middle(held_out, axis=0), deviation(held_out, axis=0)
     # With few pictures a place's own spread is a guess; all places' together is not.
     count = len(held_out)
     spread = np.sqrt((count * spread**2 + 10 * overall**2) / (count + 10))
@@ -417,6 +420,12 @@ def standard(component: Component, held_out: np.ndarray) -> tuple[np.ndarray, np
     spread = cv2.GaussianBlur(spread, (0, 0), STANDARD_SMOOTHING, borderType=cv2.BORDER_REFLECT)
     spread = np.maximum(spread, LEAST_SPREAD * spread.mean())
     return centre.astype(np.float32), spread.astype(np.float32)
+
+
+def _median_deviation(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Median absolute deviation, times what makes it the standard deviation of a normal."""
+    away = np.abs(values - np.median(values, axis=axis, keepdims=True))
+    return 1.4826 * np.median(away, axis=axis)
 
 
 def gauss_floats(component: Component, grid: tuple[int, int]) -> int:
@@ -523,13 +532,72 @@ def average_map(
     return out
 
 
+def held_out_distances(
+    settings: PatchSettings,
+    features: Mapping[Component, np.ndarray],
+    folds: Sequence[np.ndarray],
+    map_shapes: Sequence[tuple[int, ...]],
+) -> list[np.ndarray]:
+    """
+    Distance maps of each component, each good picture's with its fold held out.
+
+    Parameters
+    ----------
+    settings : PatchSettings
+    features : mapping of Component to ndarray of float32, shape (n, h, w, d)
+    folds : sequence of ndarray of int
+        Rows that are held out together.
+    map_shapes : sequence of (h, w, c)
+
+    Returns
+    -------
+    list of ndarray of float32, shape (n, h, w)
+    """
+    floats = floats_of(settings, map_shapes)
+    return [
+        hold_out(component, features[component], folds, most, trim=settings.trim)[0]
+        for component, most in zip(settings.components, floats, strict=True)
+    ]
+
+
+def robust_scores(
+    settings: PatchSettings, distances: Sequence[np.ndarray], weight: np.ndarray
+) -> np.ndarray:
+    """
+    Scores of held-out good pictures among which some may not be good.
+
+    The standardisation is by median and median absolute deviation. With mean and standard
+    deviation one strange picture among twelve sets the spread of every place by itself and scores
+    like the others.
+
+    Parameters
+    ----------
+    settings : PatchSettings
+    distances : sequence of ndarray of float32, shape (n, h, w)
+        From `held_out_distances`.
+    weight : ndarray of float32, shape (H, W)
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+    """
+    components = settings.components
+    standards = [
+        standard(component, distance, robust=True)
+        for component, distance in zip(components, distances, strict=True)
+    ]
+    maps = average_map(components, distances, standards, weight, settings.smoothing)
+    return image_scores(maps, settings.image_score).astype(np.float64)
+
+
 def learn_patches(
     settings: PatchSettings,
     features: Mapping[Component, np.ndarray],
     projections: Mapping[Component, Features],
     weight: np.ndarray,
-    folds: Sequence[np.ndarray],
+    distances: Sequence[np.ndarray],
     map_shapes: Sequence[tuple[int, ...]],
+    ordinary: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray, np.ndarray]:
     """
     Everything that features of good pictures teach.
@@ -541,9 +609,11 @@ def learn_patches(
     projections : mapping of Component to Features
         What they were made with.
     weight : ndarray of float32, shape (H, W)
-    folds : sequence of ndarray of int
-        Rows that are held out together.
+    distances : sequence of ndarray of float32, shape (n, h, w)
+        From `held_out_distances`.
     map_shapes : sequence of (h, w, c)
+    ordinary : ndarray of int, optional
+        Rows of the pictures that the standardisation is taken from; by default all.
 
     Returns
     -------
@@ -557,15 +627,13 @@ def learn_patches(
         The held-out maps, for the colour scale.
     """
     components = settings.components
-    floats = floats_of(settings, map_shapes)
+    rows = slice(None) if ordinary is None else ordinary
     arrays: dict[str, np.ndarray] = {}
-    distances, standards = [], []
-    for index, (component, most) in enumerate(zip(components, floats, strict=True)):
-        good = features[component]
-        distance, _ = hold_out(component, good, folds, most, trim=settings.trim)
-        fitted = fit_component(component, good, most, trim=settings.trim)
-        centre, spread = standard(component, distance)
-        distances.append(distance)
+    standards = []
+    for index, most in enumerate(floats_of(settings, map_shapes)):
+        component = components[index]
+        fitted = fit_component(component, features[component], most, trim=settings.trim)
+        centre, spread = standard(component, distances[index][rows])
         standards.append((centre, spread))
         own = {
             "axes": projections[component].axes,

@@ -13,6 +13,7 @@ from edge_app.held_out import (
     THUMBNAIL_SIDE,
     Threshold,
     calibrate,
+    far_beyond,
     false_reject_interval,
     folds,
     least_like,
@@ -326,3 +327,26 @@ def test_an_interval_of_nothing_is_a_bug():
     for rejected, count in ((0, 0), (-1, 5), (6, 5)):
         with pytest.raises(ValueError, match="wanted 0 to count"):
             false_reject_interval(rejected, count)
+
+
+def test_far_beyond_is_what_no_good_picture_would_be():
+    scores = np.random.default_rng(0).exponential(size=60)
+    groups = np.arange(61)
+    limit = float(scores.max())
+    for beyond, found in ((limit * 1.05, 0), (limit * 8, 1)):
+        with_one = np.append(scores, beyond)
+        odd = np.array([60])
+        assert len(far_beyond(with_one, groups, odd)) == found
+    # Too few others to know what is usual.
+    few = np.array([1.0, 1.1, 1.2, 50.0])
+    assert len(far_beyond(few, np.arange(4), np.array([3]))) == 0
+
+
+def test_far_beyond_counts_few_good_pictures_in_of_heavy_tailed_sets():
+    generator = np.random.default_rng(1)
+    counted_out = 0
+    for _ in range(200):
+        scores = generator.lognormal(sigma=0.5, size=50)
+        odd = least_like(scores)
+        counted_out += len(far_beyond(scores, np.arange(50), odd))
+    assert counted_out <= 0.005 * 200 * 50

@@ -33,6 +33,7 @@ from edge_app.learn_patches import (
     floats_of,
     hold_out,
     learn_features,
+    held_out_distances,
     learn_patches,
     smoothing_of,
     standard,
@@ -72,8 +73,9 @@ def learnt(components, maps, image_score="top", smoothing=0.5, most_bytes=MOST_B
         c: np.stack([projections[c].of(patches) for patches in maps[c.map]]) for c in components
     }
     weight = np.ones(finest_grid(components, shapes), np.float32)
+    distances = held_out_distances(settings, features, each_alone(len(maps[0])), shapes)
     arrays, section, scores, held_out = learn_patches(
-        settings, features, projections, weight, each_alone(len(maps[0])), shapes
+        settings, features, projections, weight, distances, shapes
     )
     file = io.BytesIO()
     np.savez(file, **arrays)
@@ -269,6 +271,18 @@ def test_held_out_distances_are_those_to_the_other_folds(held):
         np.testing.assert_allclose(good[row], from_others(features[row], row), atol=2e-3)
     for row, of in enumerate(probe_of):
         np.testing.assert_allclose(probe[row], from_others(probes[row], of), atol=2e-3)
+
+
+def test_a_strange_picture_has_no_say_in_the_robust_standard():
+    held_out = np.abs(normal(3, 12, 4, 4)) + 1
+    strange = held_out.copy()
+    strange[0] = 100
+    component = Component("place", 0, 4)
+    clean = standard(component, held_out, robust=True)
+    for got, wanted in zip(standard(component, strange, robust=True), clean, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=0.6)
+    # Mean and standard deviation are its own.
+    assert (standard(component, strange)[0] > 5 * clean[0]).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

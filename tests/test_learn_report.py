@@ -105,7 +105,9 @@ def learning(learnt, scores=None, least_like=(), dropped=(), limit=2.0, groups=N
     }
     reference = {"image_ids": np.array([p.image_id for p in learnt]), "scores": scores}
     groups = count if groups is None else groups
-    return Learning(reference, sections, list(learnt), list(least_like), list(dropped), groups, 1.0)
+    return Learning(
+        reference, sections, list(learnt), list(least_like), list(dropped), [], groups, 1.0
+    )
 
 
 def manifest(taught: Learning, **changes) -> dict:
