@@ -19,6 +19,7 @@ COMMANDS = {
     "convert": "Keras to TFLite, with a parity report",
     "render": "draw metal nuts: good ones, defective ones, masks, a clip",
     "runtime-parity": "the same scores under another TFLite runtime?",
+    "thermal-bench": "how the device's pace holds boards it does not know at 75 °C",
     "bench-article": "the article's own loop beside ours, in one run",
 }
 
