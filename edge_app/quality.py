@@ -1,0 +1,503 @@
+"""
+Quality: may this picture be judged at all, or is it dark, overexposed, blurred, the same again?
+
+Only a few rows of the picture are read, each with its neighbours at full resolution, so that a
+blur of two pixels is seen in a large frame too; a picture reduced without interpolation would hide
+it. Exposure is the histogram of these rows. Sharpness is the share of the coarse detail that is
+fine as well, from the structure function of the grey levels,
+
+    S(d) = mean of (I(x + d) - I(x))^2        sharpness = sqrt((S(2) - S(1)) / (S(D) - S(1)))
+
+with D a sixteenth of the view. A sharp edge of height h adds d h^2 to S(d), a blurred one d^2 h^2
+divided by its width: the quotient falls as the edges widen, whatever the light and the contrast
+of the part. Noise that is independent from pixel to pixel adds the same to S at every distance
+and cancels (Kolmogorov's structure function; as a measure of focus it is of the kind of Brenner's
+S(2), "An automated microscope for cytologic research", 1976). It is taken along and across the
+rows and the smaller one counts: motion blurs one direction alone.
+
+A view with little coarse detail says nothing about focus and is never called blurred: an empty
+station has no edges. Nor has a view so far out of focus that no outline is left: that one is left
+to the stages behind, which find no part or an unlike one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from edge_app.errors import BundleError
+from edge_app.preprocess import region_box
+
+# Rows of the view that are looked at: at most 20 (a part a tenth as high as the view meets two;
+# with half as many the sharpness of screws that lie at any angle scattered by half more), in a
+# large frame as many as make 160 x 160 pixels, at least 8.
+MOST_ROWS, LEAST_ROWS, PIXELS = 20, 8, 160 * 160
+# Exposure, and whether it is the same picture again, need fewer pixels: every second row of these.
+SECOND = 2
+# The coarse distance as a share of the longer side: wider than a defocused edge, narrower than a
+# part, and too short for the fall of the light towards the corners to count as detail.
+COARSE_SHARE = 1 / 16
+# A direction with less than this share of the coarse detail (its mean square) is not judged.
+LEAST_DIRECTION = 0.1
+# Grey levels: sensors and video (black is 16 there) never reach 20 where there is light; 250 is
+# where the first colour of a grey pixel clips.
+DARK, CLIPPED = 20, 250
+# Shadows and highlights: the grey levels that a tenth of the pixels lie below and above. A part in
+# a plain view moves one of them, the light moves both.
+TAIL = 0.1
+# Shadows of good pictures below this are the sensor's black level and do not follow the light.
+LEAST_SHADOWS = 5.0
+# A view with more than this share black or white is dark or overexposed, whatever was learnt, if
+# not more of the good ones was.
+MOST_SHARE = 0.98
+# Shares count as at least this: below it they are glints and shadows, and no matter of exposure.
+LEAST_SHARE = 0.04
+# Sharpness is judged in views with this share of the least contrast of a good picture, and at
+# least so many grey levels (the fall of the light towards the corners makes one or two). On the
+# sample clip the textured empty station has 0.49 of it, a part blurred by six pixels has 0.84.
+CONTRAST_SHARE = 0.5
+LEAST_CONTRAST = 2.0
+# A limit lies beyond the good pictures by this share of their range, and by so many ranges divided
+# by their number: one picture in n + 1 lies beyond n others on either side, so that the room must
+# be wide for few pictures and hardly any for many. Limits learnt from 5, 20 or all other screws,
+# tiles and phone pictures refused at most 2 in 1000 of the rest.
+FAR_SHARE, FEW = 0.1, 6.0
+# So much more, divided by their number, is the least of it: the range of two or three says nothing.
+FEW_LEAST = 2.0
+# What a limit lies beyond the good pictures at least, however equal they are, in the logarithm
+# (shares: of the odds). Light: a change by 1.6 is for the scorer to bear. Shares: 8 makes of none
+# 25 %, of 30 % 77 %. Sharpness: a fifth; focus by hand does not repeat better.
+FAR_LIGHT = 1.6
+LEAST_LIGHT = math.log(FAR_LIGHT)
+LEAST_ODDS = math.log(8.0)
+LEAST_SHARPNESS = 0.25
+
+
+@dataclass(frozen=True)
+class Measures:
+    """
+    What was measured in one picture.
+
+    Attributes
+    ----------
+    brightness : float
+        Mean grey level, 0 to 255.
+    shadows, highlights : float
+        Grey level that a tenth of the pixels is below, and above, 0 to 255.
+    clipped_share, dark_share : float
+        Share of the pixels at white, and at black, 0 to 1.
+    sharpness : float
+        Fine detail over coarse detail, 0 (none is fine) to about 0.7 (all of it is); 0.2 to 0.4
+        in most sharp pictures. 0 also where there is no detail; see `contrast`.
+    contrast : float
+        Root mean square of the coarse detail, grey levels, 0 to 255, without the noise.
+    """
+
+    brightness: float
+    shadows: float
+    highlights: float
+    clipped_share: float
+    dark_share: float
+    sharpness: float
+    contrast: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    What good pictures measured: each as (lowest, highest), in the units of `Measures`.
+
+    How far beyond a picture may lie is decided when it is checked.
+
+    Attributes
+    ----------
+    images : int
+        So many pictures were measured.
+    """
+
+    images: int
+    shadows: tuple[float, float]
+    highlights: tuple[float, float]
+    clipped_share: tuple[float, float]
+    dark_share: tuple[float, float]
+    sharpness: tuple[float, float]
+    contrast: tuple[float, float]
+
+
+# Lets every picture pass.
+ANYTHING = Limits(1, (0, 255), (0, 255), (0, 1), (0, 1), (0, 1), (0, 255))
+
+# The fields of `Limits` that are ranges, and the highest value each may have.
+_MOST = {
+    "shadows": 255.0,
+    "highlights": 255.0,
+    "clipped_share": 1.0,
+    "dark_share": 1.0,
+    "sharpness": math.inf,
+    "contrast": 255.0,
+}
+# Light alone is learnt from pictures of the empty station; they say nothing about sharpness.
+_OF_LIGHT = ("shadows", "highlights", "clipped_share", "dark_share")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """
+    What `check` remembers of a live camera.
+
+    Attributes
+    ----------
+    sample : ndarray of uint8, shape (rows, width, 3), or None
+        Rows of the last picture as the camera gave them.
+    equal : int
+        So many pictures in a row, the last one included, had this sample.
+    """
+
+    sample: np.ndarray | None = None
+    equal: int = 0
+
+
+def measure(
+    frame_bgr: np.ndarray, region: tuple[float, float, float, float] | None = None
+) -> Measures:
+    """
+    Measure exposure, sharpness and contrast.
+
+    Parameters
+    ----------
+    frame_bgr : ndarray of uint8, shape (height, width, 3)
+        Its region of interest has at least `preprocess.LEAST_SIDE` pixels a side.
+    region : tuple of float or None
+        Region of interest as in `Preprocessing`; nothing else is looked at.
+    """
+    return _measure(_cut(frame_bgr, region))
+
+
+def learn_limits(good: Sequence[Measures], empty: Iterable[Measures] = ()) -> Limits | None:
+    """
+    Learn what good pictures measure.
+
+    Parameters
+    ----------
+    good : sequence of Measures
+        Of pictures that are as they should be.
+    empty : iterable of Measures
+        Of pictures of the station without a part; the light may be as in them too.
+
+    Returns
+    -------
+    limits : Limits or None
+        None where there is no good picture.
+    """
+    if not good:
+        return None
+    seen = [*good, *empty]
+    spans = {
+        name: _span(getattr(measures, name) for measures in (seen if name in _OF_LIGHT else good))
+        for name in _MOST
+    }
+    return Limits(len(good), **spans)
+
+
+def merge_limits(one: Limits | None, other: Limits | None) -> Limits | None:
+    """The limits of two lots of good pictures, as if all had been measured together."""
+    if one is None or other is None:
+        return one or other
+    spans = {name: _span([*getattr(one, name), *getattr(other, name)]) for name in _MOST}
+    return Limits(one.images + other.images, **spans)
+
+
+def as_section(limits: Limits | None) -> dict[str, Any] | None:
+    """Limits as the manifest's section `quality` keeps them; None for None."""
+    if limits is None:
+        return None
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(limits).items()
+    }
+
+
+def read_limits(section: Mapping[str, Any] | None) -> Limits | None:
+    """
+    Limits from the manifest's section `quality`; None where nothing was learnt.
+
+    Raises
+    ------
+    BundleError
+        If the section is not as `as_section` writes it.
+    """
+    if section is None:
+        return None
+    if set(section) != {"images", *_MOST}:
+        raise BundleError(
+            f"manifest.json: quality holds {', '.join(sorted(section)) or 'nothing'}, "
+            f"wanted {', '.join(sorted(('images', *_MOST)))}"
+        )
+    images = section["images"]
+    if not isinstance(images, int) or isinstance(images, bool) or images < 1:
+        raise BundleError(
+            f"manifest.json: quality.images is {images!r}, wanted a whole number from 1"
+        )
+    spans = {}
+    for name, most in _MOST.items():
+        value = section[name]
+        numbers = isinstance(value, list) and [
+            v for v in value if isinstance(v, int | float) and not isinstance(v, bool)
+        ]
+        if not (
+            numbers
+            and len(numbers) == len(value) == 2
+            and all(map(math.isfinite, numbers))
+            and 0 <= numbers[0] <= numbers[1] <= most
+        ):
+            raise BundleError(
+                f"manifest.json: quality.{name} is {value!r}, wanted lowest and highest"
+                + (f", 0 to {most:g}" if math.isfinite(most) else "")
+            )
+        spans[name] = (float(numbers[0]), float(numbers[1]))
+    return Limits(images, **spans)
+
+
+def check(
+    frame_bgr: np.ndarray,
+    limits: Limits | None,
+    memory: Memory,
+    live: bool,
+    frozen_frames: int,
+    margin: float = 1.0,
+    region: tuple[float, float, float, float] | None = None,
+) -> tuple[str | None, Memory]:
+    """
+    Whether a picture may be judged.
+
+    Parameters
+    ----------
+    frame_bgr : ndarray of uint8, shape (height, width, 3)
+    limits : Limits or None
+        None looks for a frozen camera only.
+    memory : Memory
+        `Memory()` before the first picture, then what the last call gave back.
+    live : bool
+        Whether the pictures come from a camera; only a camera can be frozen.
+    frozen_frames : int
+        So many equal pictures in a row are a frozen camera.
+    margin : float
+        How far beyond the good pictures a picture may lie. 1 lets nearly every good picture pass,
+        with few learnt pictures more generously than with many; 0 takes what was learnt as the
+        limits.
+    region : tuple of float or None
+        Region of interest; nothing else is looked at.
+
+    Returns
+    -------
+    reason : str or None
+        Why not, as ``kind: detail``.
+    memory : Memory
+    """
+    view = _cut(frame_bgr, region)
+    if live:
+        memory = _remember(view, memory)
+    measures = None if limits is None else _measure(view)
+    reason = None if measures is None else _exposure(measures, limits, margin)
+    if reason is None and memory.equal >= frozen_frames:
+        reason = f"camera: frozen (the same picture {memory.equal} times)"
+    if reason is None and measures is not None:
+        reason = _blur(measures, limits, margin)
+    return reason, memory
+
+
+def sees_nothing(
+    frame_bgr: np.ndarray, region: tuple[float, float, float, float] | None = None
+) -> bool:
+    """
+    Whether a picture is black or white all over: a covered lens, a lamp in it.
+
+    A view that `check` refuses and in which no part is found is an empty station, which may well
+    be darker than any part; unless it is this.
+    """
+    measures = _measure(_cut(frame_bgr, region))
+    return max(measures.dark_share, measures.clipped_share) > MOST_SHARE
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """Limits with their margin, ready for comparison."""
+
+    most_dark: float
+    most_clipped: float
+    shadows: tuple[float, float]
+    highlights: tuple[float, float]
+    least_contrast: float
+    least_sharpness: float
+
+
+@lru_cache(maxsize=16)
+def _bounds(limits: Limits, margin: float) -> _Bounds:
+    def most_share(span: tuple[float, float]) -> float:
+        odds = math.exp(_beyond(span, _log_odds, LEAST_ODDS, limits.images, margin)[1])
+        return max(min(odds / (1 + odds), MOST_SHARE), span[1])
+
+    def levels(span: tuple[float, float]) -> tuple[float, float]:
+        low, high = _beyond(span, _log, LEAST_LIGHT, limits.images, margin)
+        return math.exp(low), math.exp(high)
+
+    return _Bounds(
+        most_share(limits.dark_share),
+        most_share(limits.clipped_share),
+        # The sensor's black level does not follow the light: it is no witness against dark.
+        (
+            math.inf if limits.shadows[0] < LEAST_SHADOWS else levels(limits.shadows)[0],
+            levels(limits.shadows)[1],
+        ),
+        levels(limits.highlights),
+        max(CONTRAST_SHARE * limits.contrast[0], LEAST_CONTRAST),
+        lowest_sharpness(limits, margin),
+    )
+
+
+def lowest_sharpness(limits: Limits, margin: float) -> float:
+    """The sharpness below which `check` calls a picture with edges blurred."""
+    return math.exp(_beyond(limits.sharpness, _log, LEAST_SHARPNESS, limits.images, margin)[0])
+
+
+def _exposure(measures: Measures, limits: Limits, margin: float) -> str | None:
+    bounds = _bounds(limits, margin)
+    if measures.dark_share > bounds.most_dark:
+        return (
+            f"quality: too dark ({measures.dark_share:.0%} of it black, "
+            f"good pictures up to {limits.dark_share[1]:.0%})"
+        )
+    if measures.clipped_share > bounds.most_clipped:
+        return (
+            f"quality: overexposed ({measures.clipped_share:.0%} of it white, "
+            f"good pictures up to {limits.clipped_share[1]:.0%})"
+        )
+    # A part in a plain view, or its absence, moves shadows or highlights; the light moves both. A
+    # covered lens shows a flat view of its own level, far from any good picture.
+    low, high = bounds.highlights
+    flat = measures.contrast < bounds.least_contrast
+    if measures.highlights < low and (
+        measures.shadows < bounds.shadows[0] or (flat and measures.highlights < low / FAR_LIGHT)
+    ):
+        return (
+            f"quality: too dark (light parts at {measures.highlights:.0f} of 255, "
+            f"good pictures from {limits.highlights[0]:.0f})"
+        )
+    if measures.highlights > high and measures.shadows > bounds.shadows[1]:
+        return (
+            f"quality: overexposed (dark parts at {measures.shadows:.0f} of 255, "
+            f"good pictures up to {limits.shadows[1]:.0f})"
+        )
+    return None
+
+
+def _blur(measures: Measures, limits: Limits, margin: float) -> str | None:
+    bounds = _bounds(limits, margin)
+    if measures.contrast < bounds.least_contrast or measures.sharpness >= bounds.least_sharpness:
+        return None
+    return (
+        f"quality: blurred (sharpness {measures.sharpness:.2f}, "
+        f"good pictures from {limits.sharpness[0]:.2f})"
+    )
+
+
+def _beyond(
+    span: tuple[float, float], scale: Any, least: float, images: int, margin: float
+) -> tuple[float, float]:
+    """
+    The limits (low, high) of a measure, on its scale. Wide for few pictures; see `FAR_SHARE`.
+    """
+    low, high = scale(span[0]), scale(span[1])
+    room = margin * max(least * (1 + FEW_LEAST / images), (high - low) * (FAR_SHARE + FEW / images))
+    return low - room, high + room
+
+
+def _log(value: float) -> float:
+    # A thousandth: less than any level or sharpness that says something.
+    return math.log(max(value, 1e-3))
+
+
+def _log_odds(share: float) -> float:
+    share = min(max(share, LEAST_SHARE), MOST_SHARE)
+    return math.log(share / (1 - share))
+
+
+def _span(values: Iterable[float]) -> tuple[float, float]:
+    values = list(values)
+    return min(values), max(values)
+
+
+def _cut(frame_bgr: np.ndarray, region: tuple[float, float, float, float] | None) -> np.ndarray:
+    if region is None:
+        return frame_bgr
+    x0, y0, x1, y1 = region_box(region, frame_bgr.shape)
+    return frame_bgr[y0:y1, x0:x1]
+
+
+def _rows(view: np.ndarray, reach: int) -> slice:
+    """The rows that are looked at; `reach` more lie below each."""
+    room = view.shape[0] - reach
+    count = min(max(PIXELS // view.shape[1], LEAST_ROWS), MOST_ROWS, room)
+    step = room // count
+    first = (room - step * (count - 1) - 1) // 2
+    return slice(first, first + step * (count - 1) + 1, step)
+
+
+def _reach(view: np.ndarray) -> int:
+    """The coarse distance in pixels, at least 4 so that it is coarse beside 2."""
+    height, width = view.shape[:2]
+    return min(max(round(COARSE_SHARE * max(height, width)), 4), min(height, width) - 2)
+
+
+def _remember(view: np.ndarray, memory: Memory) -> Memory:
+    rows = view[_rows(view, _reach(view))][::SECOND]
+    if memory.sample is not None and np.array_equal(rows, memory.sample):
+        return Memory(memory.sample, memory.equal + 1)
+    return Memory(rows.copy(), 1)
+
+
+def _measure(view: np.ndarray) -> Measures:
+    reach = _reach(view)
+    rows = _rows(view, reach)
+    lines, *below = (view[rows.start + d : rows.stop + d : rows.step] for d in (0, 1, 2, reach))
+    grey = cv2.cvtColor(lines[::SECOND], cv2.COLOR_BGR2GRAY)
+    counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel()
+    up_to = counts.cumsum()
+    total = grey.size
+    shadows, highlights = up_to.searchsorted((TAIL * total, (1 - TAIL) * total)).tolist()
+    # Over the three colours, which saves turning the neighbours into grey.
+    along = [_unlike(lines[:, d:], lines[:, :-d]) for d in (1, 2, reach)]
+    across = [_unlike(lines, other) for other in below]
+    details = [(two - one, coarse - one) for one, two, coarse in (along, across)]
+    together = sum(max(coarse, 0.0) for _, coarse in details)
+    sharpness = min(
+        (
+            max(fine, 0.0) / coarse
+            for fine, coarse in details
+            if coarse > 0 and coarse >= LEAST_DIRECTION * together
+        ),
+        default=0.0,
+    )
+    return Measures(
+        brightness=float(counts @ _LEVELS) / total,
+        shadows=float(shadows),
+        highlights=float(highlights),
+        clipped_share=1 - float(up_to[CLIPPED - 1]) / total,
+        dark_share=float(up_to[DARK]) / total,
+        sharpness=math.sqrt(sharpness),
+        contrast=math.sqrt(together / 2),
+    )
+
+
+_LEVELS = np.arange(256, dtype=np.float32)
+
+
+def _unlike(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean square difference of two pictures."""
+    return cv2.norm(one, other, cv2.NORM_L2SQR) / one.size

@@ -1,0 +1,321 @@
+"""Dark, overexposed, blurred, frozen; and what must not be called so."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from edge_app.errors import BundleError
+from edge_app.quality import (
+    Limits,
+    Measures,
+    Memory,
+    as_section,
+    check,
+    learn_limits,
+    lowest_sharpness,
+    measure,
+    merge_limits,
+    read_limits,
+    sees_nothing,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def reason_of(frame, limits, margin=1.0, region=None):
+    return check(frame, limits, Memory(), False, 5, margin, region)[0]
+
+
+def motion(frame, length, down):
+    kernel = np.zeros((length, length), np.float32)
+    if down:
+        kernel[:, length // 2] = 1 / length
+    else:
+        kernel[length // 2] = 1 / length
+    return cv2.filter2D(frame, -1, kernel)
+
+
+def noisy(frame, deviation):
+    noise = np.random.default_rng(1).normal(0, deviation, frame.shape)
+    return np.clip(frame + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def limits(still_frames):
+    return learn_limits([measure(frame) for frame in still_frames["good"][::4]])
+
+
+def test_good_frames_it_has_not_seen_pass(limits, still_frames):
+    rest = [frame for i, frame in enumerate(still_frames["good"]) if i % 4]
+    assert [reason_of(frame, limits) for frame in rest] == [None] * len(rest)
+
+
+def test_five_good_frames_are_enough_to_let_the_others_pass(still_frames):
+    good = still_frames["good"]
+    for first in range(0, 60, 12):  # five frames of one part; the others show other parts
+        few = learn_limits([measure(frame) for frame in good[first : first + 5]])
+        assert {reason_of(frame, few) for frame in good} == {None}
+
+
+SPOILT = {
+    "dark": (lambda f: cv2.convertScaleAbs(f, alpha=0.3), "quality: too dark ("),
+    "black": (lambda f: noisy(np.full_like(f, 5), 3), "quality: too dark ("),
+    "lens covered": (lambda f: noisy(np.full_like(f, 42), 1), "quality: too dark ("),
+    "bright": (lambda f: cv2.convertScaleAbs(f, alpha=2.5), "quality: overexposed ("),
+    "white": (lambda f: np.full_like(f, 255), "quality: overexposed ("),
+    "defocus 1.5 px": (lambda f: cv2.GaussianBlur(f, (0, 0), 1.5), "quality: blurred ("),
+    "defocus 3 px": (lambda f: cv2.GaussianBlur(f, (0, 0), 3), "quality: blurred ("),
+    "defocus 6 px": (lambda f: cv2.GaussianBlur(f, (0, 0), 6), "quality: blurred ("),
+    "defocus with noise": (
+        lambda f: noisy(cv2.GaussianBlur(f, (0, 0), 3), 3),
+        "quality: blurred (",
+    ),
+    "motion along rows": (lambda f: motion(f, 9, down=False), "quality: blurred ("),
+    "motion across rows": (lambda f: motion(f, 9, down=True), "quality: blurred ("),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_spoilt_frame_is_refused_and_says_why(kind, limits, still_frames):
+    spoil, wanted = SPOILT[kind]
+    for frame in still_frames["good"][1::12]:
+        assert (reason_of(spoil(frame), limits) or "").startswith(wanted)
+
+
+def test_a_light_twice_as_strong_is_refused_though_nothing_clips(still_frames):
+    good = still_frames["good"]
+    limits = learn_limits([measure(cv2.convertScaleAbs(f, alpha=0.5)) for f in good[::4]])
+    assert measure(good[1]).clipped_share < 0.01
+    assert reason_of(good[1], limits).startswith("quality: overexposed (dark parts at")
+
+
+def test_a_defect_another_part_or_an_empty_station_is_not_refused(limits, still_frames):
+    for frame in still_frames["bad"] + still_frames["empty"]:
+        assert reason_of(frame, limits) is None
+
+
+def test_a_plain_view_is_not_called_blurred(limits, still_frames):
+    """Without any edge, only the light falling towards the corners and noise."""
+    height, width = still_frames["good"][0].shape[:2]
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    plain = np.repeat((100 * (1 - 0.2 * (x * x + y * y)))[..., None], 3, axis=2)
+    assert measure(plain.astype(np.uint8)).sharpness < lowest_sharpness(limits, 1.0)
+    assert reason_of(plain.astype(np.uint8), limits) is None
+    assert reason_of(noisy(plain, 3), limits) is None
+
+
+@pytest.mark.parametrize("alpha, beta", [(0.7, 0), (1.3, 0), (0.6, 40)])
+def test_light_and_contrast_do_not_change_sharpness(alpha, beta, still_frames):
+    frame = still_frames["good"][0]
+    other = measure(cv2.convertScaleAbs(frame, alpha=alpha, beta=beta))
+    assert other.sharpness == pytest.approx(measure(frame).sharpness, rel=0.05)
+
+
+def test_noise_does_not_pass_for_sharpness(still_frames):
+    for frame in (still_frames["good"][0], cv2.GaussianBlur(still_frames["good"][0], (0, 0), 3)):
+        noisier = measure(noisy(frame, 5))
+        assert noisier.sharpness == pytest.approx(measure(frame).sharpness, rel=0.15)
+        assert noisier.contrast == pytest.approx(measure(frame).contrast, rel=0.05)
+
+
+def drawn(index):
+    """A large frame of a polygon with sharp edges at its own angle."""
+    angles = np.arange(6) * np.pi / 3 + index
+    corners = np.stack([960 + 350 * np.cos(angles), 540 + 350 * np.sin(angles)], axis=1)
+    frame = np.full((1080, 1920, 3), 70, np.uint8)
+    return cv2.fillPoly(frame, [corners.astype(np.int32)], (180, 170, 160), cv2.LINE_AA)
+
+
+def test_a_small_blur_is_seen_in_a_large_frame():
+    limits = learn_limits([measure(drawn(i)) for i in range(12)])
+    for index in (0.3, 0.7, 1.4):
+        assert reason_of(drawn(index), limits) is None
+        soft = cv2.GaussianBlur(drawn(index), (0, 0), 3)
+        assert (reason_of(soft, limits) or "").startswith("quality: blurred (")
+        # What the rule is there for: a frame reduced without interpolation hides this blur.
+        nearest = [
+            measure(cv2.resize(f, (160, 90), interpolation=cv2.INTER_NEAREST))
+            for f in (drawn(index), soft)
+        ]
+        assert nearest[1].sharpness > 0.85 * nearest[0].sharpness
+
+
+def test_only_the_region_is_looked_at(limits, still_frames):
+    frame = still_frames["good"][0]
+    height, width = frame.shape[:2]
+    around = np.zeros((2 * height, 2 * width, 3), np.uint8)
+    around[height // 2 : height // 2 + height, width // 2 : width // 2 + width] = frame
+    region = (0.25, 0.25, 0.75, 0.75)
+    assert reason_of(around, limits, region=region) is None
+    assert measure(around, region) == measure(frame)
+    assert reason_of(around, limits) is not None
+    spoilt = cv2.GaussianBlur(around, (0, 0), 3)
+    assert reason_of(spoilt, limits, region=region).startswith("quality: blurred (")
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 300), (300, 8), (9, 11), (37, 640)])
+def test_measures_any_view_that_may_be_judged(shape):
+    texture = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    measures = measure(texture)
+    assert all(np.isfinite(list(vars(measures).values())))
+    assert 60 < measures.brightness < 200
+
+
+def test_measures_of_known_pictures():
+    stripes = np.zeros((240, 320, 3), np.uint8)
+    stripes[:, 160:] = 255
+    measures = measure(stripes)
+    assert measures.dark_share == measures.clipped_share == 0.5
+    assert (measures.shadows, measures.highlights) == (0, 255)
+    assert measures.brightness == pytest.approx(127.5)
+    # One edge in 320 columns: S(d) = 255^2 d / (320 - d) in each row, nothing across the rows.
+    mean = [255**2 * d / (320 - d) for d in (1, 2, 20)]
+    assert measures.contrast == pytest.approx(((mean[2] - mean[0]) / 2) ** 0.5)
+    assert measures.sharpness == pytest.approx(((mean[1] - mean[0]) / (mean[2] - mean[0])) ** 0.5)
+
+
+def some(highlights=150.0, shadows=60.0, sharpness=0.25, dark=0.0, clipped=0.0):
+    return Measures((shadows + highlights) / 2, shadows, highlights, clipped, dark, sharpness, 20.0)
+
+
+def test_limits_widen_with_the_good_pictures_and_narrow_with_their_number(still_frames):
+    narrow = learn_limits([some(sharpness=0.30 + 0.001 * i) for i in range(20)])
+    wide = learn_limits([some(sharpness=0.2 + 0.01 * i) for i in range(20)])
+    assert lowest_sharpness(wide, 1.0) < 0.75 * lowest_sharpness(narrow, 1.0)
+    few = learn_limits([some(sharpness=value) for value in (0.20, 0.23, 0.27, 0.33, 0.39)])
+    assert lowest_sharpness(few, 1.0) < 0.7 * lowest_sharpness(wide, 1.0)
+    assert lowest_sharpness(wide, 0.0) == pytest.approx(0.2)
+    assert lowest_sharpness(wide, 2.0) < lowest_sharpness(wide, 1.0)
+    frame = still_frames["good"][0]
+    dim = cv2.convertScaleAbs(frame, alpha=0.3)
+    lights = [cv2.convertScaleAbs(frame, alpha=a) for a in np.linspace(0.25, 1, 20)]
+    assert reason_of(dim, learn_limits([measure(light) for light in lights])) is None
+    assert reason_of(dim, learn_limits([measure(frame)] * 20)) is not None
+
+
+def test_black_and_white_are_refused_whatever_was_learnt(still_frames):
+    frame = still_frames["good"][0]
+    lights = [cv2.convertScaleAbs(frame, alpha=alpha) for alpha in (0.3, 0.6, 1.0, 2.0, 3.0)]
+    lenient = learn_limits([measure(light) for light in lights])
+    black = np.zeros_like(frame)
+    black[:, ::128] = 255  # three columns of hot pixels
+    assert reason_of(black, lenient, 10.0).startswith("quality: too dark (99% of it black")
+    assert reason_of(np.zeros_like(frame), lenient, 10.0).startswith("quality: too dark (")
+    assert reason_of(np.full_like(frame, 255), lenient, 10.0).startswith("quality: overexposed (")
+
+
+def test_only_a_view_black_or_white_all_over_shows_nothing(still_frames):
+    frame = still_frames["empty"][0]
+    assert sees_nothing(np.zeros_like(frame)) and sees_nothing(np.full_like(frame, 255))
+    assert not sees_nothing(frame) and not sees_nothing(cv2.convertScaleAbs(frame, alpha=0.4))
+
+
+def test_the_light_of_the_empty_station_is_learnt_but_not_its_lack_of_edges():
+    part = np.full((240, 320, 3), 8, np.uint8)  # a bright part on a black belt
+    cv2.circle(part, (160, 120), 80, (200, 200, 200), -1, cv2.LINE_AA)
+    belt = noisy(np.full((240, 320, 3), 8, np.uint8), 2)
+    good, empty = [measure(noisy(part, 2))] * 10, [measure(belt)] * 3
+    assert reason_of(belt, learn_limits(good)).startswith("quality: too dark (")
+    limits = learn_limits(good, empty)
+    assert reason_of(belt, limits) is None
+    assert limits.sharpness == learn_limits(good).sharpness
+    assert limits.contrast == learn_limits(good).contrast
+    assert limits.images == 10
+
+
+def test_merged_limits_are_those_of_all_pictures(still_frames):
+    measured = [measure(frame) for frame in still_frames["good"]]
+    together = merge_limits(learn_limits(measured[:30]), learn_limits(measured[30:]))
+    assert together == learn_limits(measured)
+    assert merge_limits(None, together) == merge_limits(together, None) == together
+    assert merge_limits(None, None) is None and learn_limits([]) is None
+
+
+def test_the_manifest_section_gives_the_limits_back(limits):
+    section = json.loads(json.dumps(as_section(limits)))
+    assert read_limits(section) == limits
+    assert as_section(None) is None and read_limits(None) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": 0},
+        {"images": True},
+        {"sharpness": [0.3, 0.2]},
+        {"sharpness": [0.3]},
+        {"sharpness": [0.3, "0.4"]},
+        {"sharpness": 0.3},
+        {"contrast": [float("nan"), 1.0]},
+        {"dark_share": [0.0, 1.5]},
+        {"shadows": [-1, 5]},
+        {"focus": [0, 1]},
+    ],
+)
+def test_a_damaged_section_is_refused(limits, change):
+    with pytest.raises(BundleError, match="manifest.json: quality"):
+        read_limits({**as_section(limits), **change})
+
+
+def test_a_section_that_lacks_a_field_is_refused(limits):
+    section = as_section(limits)
+    del section["contrast"]
+    with pytest.raises(BundleError, match="manifest.json: quality holds"):
+        read_limits(section)
+
+
+def feed(frames, live, limits=None, frozen_frames=5):
+    memory, reasons = Memory(), []
+    for frame in frames:
+        reason, memory = check(frame, limits, memory, live, frozen_frames)
+        reasons.append(reason)
+    return reasons
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_live_camera_that_repeats_itself_is_frozen_until_it_goes_on(learnt, limits, still_frames):
+    first, second = still_frames["good"][:2]
+    frames = [first.copy() for _ in range(7)] + [second, first]
+    reasons = feed(frames, True, limits if learnt else None)
+    assert reasons[:4] == [None] * 4
+    assert reasons[4:7] == [f"camera: frozen (the same picture {n} times)" for n in (5, 6, 7)]
+    assert reasons[7:] == [None, None]
+
+
+def test_a_picture_that_differs_by_noise_is_not_frozen(still_frames):
+    rng = np.random.default_rng(2)
+    frame = still_frames["good"][0]
+    frames = [np.clip(frame + rng.integers(0, 2, frame.shape), 0, 255) for _ in range(12)]
+    assert feed([f.astype(np.uint8) for f in frames], True) == [None] * 12
+
+
+def test_a_frame_reused_by_its_owner_does_not_change_what_is_remembered(still_frames):
+    buffer = still_frames["good"][0].copy()
+    reasons, memory = [], Memory()
+    for frame in still_frames["good"][:8]:
+        buffer[:] = frame
+        reason, memory = check(buffer, None, memory, True, 2)
+        reasons.append(reason)
+    assert reasons == [None] * 8
+
+
+def test_files_may_repeat_themselves(still_frames):
+    assert feed([still_frames["good"][0]] * 12, False) == [None] * 12
+
+
+def test_a_dark_picture_is_called_dark_before_frozen(limits, still_frames):
+    black = np.zeros_like(still_frames["good"][0])
+    assert all(r.startswith("quality: too dark (") for r in feed([black] * 8, True, limits))
+
+
+def test_without_limits_and_not_live_nothing_is_said(still_frames):
+    black = np.zeros_like(still_frames["good"][0])
+    assert check(black, None, Memory(), False, 5) == (None, Memory())
+
+
+def test_limits_are_frozen_records(limits):
+    assert isinstance(limits, Limits) and hash(limits) == hash(read_limits(as_section(limits)))
