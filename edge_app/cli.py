@@ -17,13 +17,14 @@ from collections.abc import Sequence
 
 from edge_app import __version__
 from edge_app.arguments import whole_from_1
-from edge_app.config import load_config
 from edge_app.errors import EdgeAppError
 
 COMMANDS = {
     "inspect": "judge an image, a folder, a video or a camera",
     "enroll": "learn a part from good frames",
+    "live": "a window with the camera's picture, its verdicts and keys to teach it",
     "bench": "what each stage and the loop cost, against the bare encoder call",
+    "doctor": "what is wrong with this machine, and how to mend it",
 }
 
 
@@ -39,12 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser(arguments).parse_args(arguments)
     args.typed = arguments  # for the record of how a bundle was made
     try:
-        config = load_config(args.config)
-        threads = args.threads if args.threads is not None else config.runtime.threads
-        import cv2  # late, so that --help is instant
-
-        cv2.setNumThreads(threads)
-        code = args.execute(args, config, threads)
+        code = _execute(args)
         sys.stdout.flush()
         return code
     except EdgeAppError as error:
@@ -64,6 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("edge-app: stopped by the keyboard", file=sys.stderr)
         return 130
+
+
+def _execute(args: argparse.Namespace) -> int:
+    # One that must work where libraries or the configuration are at fault looks at them itself.
+    if getattr(args, "unprepared", False):
+        return args.execute(args)
+    # Late, so that --help is instant.
+    import cv2
+
+    from edge_app.config import load_config
+
+    config = load_config(args.config)
+    threads = args.threads if args.threads is not None else config.runtime.threads
+    cv2.setNumThreads(threads)
+    return args.execute(args, config, threads)
 
 
 def build_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
