@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -25,13 +25,14 @@ import numpy as np
 
 from edge_app.align import Alignment, read_alignment
 from edge_app.bundle import LEARNT, Bundle, made_now, write_bundle
-from edge_app.config import DecisionConfig
+from edge_app.config import DecisionConfig, QualityConfig
 from edge_app.errors import InputError
 from edge_app.foreground import FIND_SIDE
 from edge_app.inspector import Inspector, build_encoder
 from edge_app.learn_neighbours import ScorerSettings, fit_scorer
 from edge_app.learnt_pictures import unpack
 from edge_app.preprocess import Preprocessing, prepare
+from edge_app.quality import ANYTHING, as_section
 from edge_app.records import Frame
 from edge_app.runtime import open_interpreter
 from edge_app.sources import Source
@@ -47,6 +48,7 @@ MOST_FRAMES = 32
 def bench(
     bundle: Bundle,
     settings: DecisionConfig,
+    quality: QualityConfig,
     scorer: ScorerSettings | None,
     references: int | None,
     source: Source | None,
@@ -60,6 +62,7 @@ def bench(
     ----------
     bundle : Bundle
     settings : DecisionConfig
+    quality : QualityConfig
     scorer : ScorerSettings or None
         None for the bundle's own.
     references : int or None
@@ -95,7 +98,12 @@ def bench(
             )
         if source is None and bundle.manifest["presence"] is not None:
             bundle = _without_empty(bundle, folder)
-        inspector = Inspector(bundle, settings, "continuous", threads, heatmaps=False)
+        # The stage is to be paid for, but the pictures drawn here are none to be refused by it.
+        if bundle.manifest["quality"] is not None:
+            bundle = replace(bundle, manifest={**bundle.manifest, "quality": as_section(ANYTHING)})
+        inspector = Inspector(
+            bundle, settings, "continuous", threads, heatmaps=False, quality=quality
+        )
         bare = _bare_call(bundle, frames_bgr[0], threads)
         stages: dict[str, list[float]] = {}
         loop_ms, encoder_ms = [], []

@@ -1,9 +1,10 @@
 """
 Decide: from scores to verdicts, per frame and per part.
 
-Three modes. `single`: every frame stands for itself (pictures of a folder). `continuous`: one view;
+Four modes. `single`: every frame stands for itself (pictures of a folder). `continuous`: one view;
 a moving average over frames with hysteresis. `part`: frames between two empty views are one part
-and give one verdict; nothing carries over to the next.
+and give one verdict; nothing carries over to the next. `triggered`: the same, but a part is what
+lies between `open_part` and `finish`.
 
 No clock, no I/O: the memory comes in and goes out.
 """
@@ -28,7 +29,7 @@ class Rules:
 
     Attributes
     ----------
-    mode : {'single', 'continuous', 'part'}
+    mode : {'single', 'continuous', 'part', 'triggered'}
     threshold : float
         A score above it is NG.
     smoothing_frames : int
@@ -104,10 +105,22 @@ def decide(finding: Finding, index: int, state: State, rules: Rules) -> tuple[De
         return _continuous(finding, state, rules)
     if rules.mode == "part":
         return _part(finding, index, state, rules)
+    if rules.mode == "triggered":
+        return _triggered(finding, index, state, rules)
     decision = _single(finding, rules)
     if decision.verdict is Verdict.EMPTY:
         return decision, state
     return replace(decision, part=state.next_part), replace(state, next_part=state.next_part + 1)
+
+
+def open_part(state: State, index: int) -> State:
+    """
+    A part that a trigger announced, from frame `index` on; `finish` closes it.
+
+    Without this an empty or unreadable view would open none, and the part be forgotten.
+    """
+    part = OpenPart(state.next_part, index, index)
+    return replace(state, open_part=part, next_part=state.next_part + 1)
 
 
 def finish(state: State, rules: Rules) -> tuple[PartVerdict | None, State]:
@@ -168,6 +181,23 @@ def _part(finding: Finding, index: int, state: State, rules: Rules) -> tuple[Dec
     part = replace(part, last_frame=index, gap=0, blind=0)
     if decision.verdict is Verdict.UNKNOWN:
         part = replace(part, unknown=part.unknown + 1, last_reason=decision.reason)
+    else:
+        part = replace(part, scores=(*part.scores, (finding.score, index))[-MOST_SCORES:])
+    return replace(decision, part=part.part), replace(state, open_part=part)
+
+
+def _triggered(
+    finding: Finding, index: int, state: State, rules: Rules
+) -> tuple[Decision, State]:
+    decision, part = _single(finding, rules), state.open_part
+    if part is None:
+        return decision, state
+    part = replace(part, last_frame=index)
+    if finding.score is None:
+        # A part was announced: that none is in view is not an empty station.
+        reason = "part: none in view" if finding.empty else finding.reason
+        decision = Decision(Verdict.UNKNOWN, reason=reason)
+        part = replace(part, unknown=part.unknown + 1, last_reason=reason)
     else:
         part = replace(part, scores=(*part.scores, (finding.score, index))[-MOST_SCORES:])
     return replace(decision, part=part.part), replace(state, open_part=part)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from edge_app.learnt_pictures import LearntPicture, fresh_id, pack, thin
 from edge_app.patches import Component, Features, finest_grid, read_components
 from edge_app.preprocess import Preprocessing, prepare, unusable
 from edge_app.presence import EmptyView, learn_empty_view, locate, widen
+from edge_app.quality import Measures, as_section, learn_limits, measure, merge_limits, read_limits
 from edge_app.records import Frame
 
 # Each image is scored against at least two others; below the second number the patch scorer's
@@ -83,11 +84,17 @@ class Gathered:
     empty_view : EmptyView or None
     skipped : list of str
         One sentence for each frame that was not learnt.
+    measures : dict of str to Measures
+        What the frame of each picture measured, by the picture's id.
+    empty_measures : list of Measures
+        Of the pictures of the empty station.
     """
 
     pictures: list[LearntPicture]
     empty_view: EmptyView | None
     skipped: list[str]
+    measures: dict[str, Measures] = field(default_factory=dict)
+    empty_measures: list[Measures] = field(default_factory=list)
 
 
 def gather(
@@ -134,11 +141,10 @@ def gather(
     # zero make every density, and the threshold with them, meaningless.
     seen_already = {picture.pixels_rgb.tobytes() for picture in known}
     taken = {picture.image_id for picture in known}
-    empty_rgb = [
-        prepare(frame.frame_bgr, recipe)
-        for frame in empty_frames
-        if frame.frame_bgr is not None and unusable(frame.frame_bgr, recipe) is None
-    ]
+    measures: dict[str, Measures] = {}
+    empty_bgr = [frame.frame_bgr for frame in empty_frames if _unlearnable(frame, recipe) is None]
+    empty_measures = [measure(picture, recipe.region) for picture in empty_bgr]
+    empty_rgb = [prepare(picture, recipe) for picture in empty_bgr]
     if empty_frames and not empty_rgb:
         raise InputError("none of the pictures of the empty station can be used")
     if empty_rgb:
@@ -170,6 +176,7 @@ def gather(
         seen_already.add(content)
         pictures.append(LearntPicture(fresh_id(name, taken), aligned.pixels_rgb, kind))
         taken.add(pictures[-1].image_id)
+        measures[pictures[-1].image_id] = measure(frame.frame_bgr, recipe.region)
         if location is not None:
             centres.append(location.centre)
             whole_rgb.append(view_rgb)
@@ -180,7 +187,7 @@ def gather(
         empty_view = learn_empty_view(empty_rgb, whole_rgb)
     elif empty_view is not None:
         empty_view = widen(empty_view, centres)
-    return Gathered(pictures, empty_view, skipped)
+    return Gathered(pictures, empty_view, skipped, measures, empty_measures)
 
 
 def _unlearnable(frame: Frame, recipe: Preprocessing) -> str | None:
@@ -338,6 +345,27 @@ def choose_alignment(
     return learnt
 
 
+def quality_section(
+    gathered: Gathered, learning: Learning, before: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """
+    The manifest's `quality`: what the frames of good parts measured, by which others are refused.
+
+    Parameters
+    ----------
+    gathered : Gathered
+    learning : Learning
+        Pictures it left out, or does not count in the threshold, set no limits either.
+    before : mapping, optional
+        The section of the bundle that is extended.
+    """
+    counted = {picture.image_id for picture in learning.pictures} - set(learning.uncounted)
+    good = [measures for name, measures in gathered.measures.items() if name in counted]
+    return as_section(
+        merge_limits(read_limits(before), learn_limits(good, gathered.empty_measures))
+    )
+
+
 def kept_pictures(
     pictures: Sequence[LearntPicture], most: int | None = None
 ) -> tuple[bytes | None, int]:
@@ -492,7 +520,7 @@ def learn(
     chosen = [pictures[row] for row in kept]
     # A picture that is not good must not set the limit that it should have been found by. Where so
     # many look odd that some are surely not good, none of them counts.
-    uncounted = odd if patch_settings.trim else far_beyond(scores, groups[kept], odd)
+    uncounted = odd if patch_settings.trim else far_beyond(scores, groups[kept], odd, wanted_rate)
     counted = _without(np.arange(len(kept)), uncounted)
     odd_left = np.flatnonzero(np.isin(counted, odd))
     threshold = calibrate(scores[counted], wanted_rate, groups[kept][counted], odd_left)

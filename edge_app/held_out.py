@@ -23,6 +23,9 @@ from edge_app.errors import InputError
 LEAST_TAIL = 5
 # Beyond a rate of this over their number no good picture is expected; see `far_beyond`.
 NEVER = 0.01
+# Real good parts that lay differently were found up to 1.7 times beyond the threshold of a dozen
+# others; noise, blobs and black pictures among them mostly at 1.8 to 5 times.
+BLINDING = 2.0
 # Side of a thumbnail, pixels: one exposure of a part still resembles the next one at this size; at
 # 128 their noise makes them as unlike as two parts.
 THUMBNAIL_SIDE = 64
@@ -366,9 +369,11 @@ def calibrate(
     return Threshold(value, method, wanted_rate, supported, images, count)
 
 
-def far_beyond(scores: np.ndarray, groups: np.ndarray, odd: np.ndarray) -> np.ndarray:
+def far_beyond(
+    scores: np.ndarray, groups: np.ndarray, odd: np.ndarray, wanted_rate: float
+) -> np.ndarray:
     """
-    Those of the odd pictures that no good one would be.
+    Those of the odd pictures that no good one would be, and that would blind the threshold.
 
     Parameters
     ----------
@@ -377,19 +382,24 @@ def far_beyond(scores: np.ndarray, groups: np.ndarray, odd: np.ndarray) -> np.nd
     groups : ndarray of int, shape (n,)
     odd : ndarray of int
         Rows that `least_like` lists.
+    wanted_rate : float
+        As in `calibrate`.
 
     Returns
     -------
     ndarray of int
-        Rows of `odd` that lie beyond the threshold which the other pictures' exponential tail, as
-        in `calibrate`, gives for a rate of `NEVER` over their number: were all good, one of them
-        would lie there once in a hundred sets. None where the others are too few for a tail.
+        Rows of `odd` that lie beyond what the other pictures' exponential tail, as in `calibrate`,
+        gives for a rate of `NEVER` over their number: were all good, one of them would lie there
+        once in a hundred sets. And beyond `BLINDING` times the threshold that the others give: with
+        few pictures tails are not to be trusted, and a good part that lies differently is believed
+        where that costs no more. None where the others are too few for a tail.
     """
     rest = np.delete(np.arange(len(scores)), odd)
     if not len(odd) or len(rest) < LEAST_TAIL or not np.isfinite(scores[rest]).all():
         return odd[:0]
-    limit, _ = _extrapolated(scores[rest], groups[rest], NEVER / len(rest))
-    return odd[scores[odd] > limit]
+    never, _ = _extrapolated(scores[rest], groups[rest], NEVER / len(rest))
+    threshold = calibrate(scores[rest], wanted_rate, groups[rest]).value
+    return odd[scores[odd] > max(never, BLINDING * threshold)]
 
 
 def _extrapolated(scores: np.ndarray, groups: np.ndarray, wanted_rate: float) -> tuple[float, str]:

@@ -16,14 +16,15 @@ import numpy as np
 
 from edge_app.align import Aligned, Aligner, on_frame, part_weight, read_alignment
 from edge_app.bundle import Bundle
-from edge_app.config import DecisionConfig
-from edge_app.decision import Rules, State, decide, finish
+from edge_app.config import DecisionConfig, QualityConfig
+from edge_app.decision import Rules, State, decide, finish, open_part
 from edge_app.encoder import Encoder
 from edge_app.errors import BundleError
 from edge_app.heatmap import ColourScale, Decoder, difference_map, overlay
 from edge_app.patches import PatchScorer, finest_grid, read_components
 from edge_app.preprocess import Preprocessing, prepare, unusable
 from edge_app.presence import empty_view_of, locate
+from edge_app.quality import Memory, check, read_limits, sees_nothing
 from edge_app.records import Decision, Encoding, Finding, Frame, PartVerdict, Result, Verdict
 from edge_app.scorer import NeighbourScorer, build_scorer
 
@@ -115,12 +116,14 @@ class Inspector:
     ----------
     bundle : Bundle
     settings : DecisionConfig
-    mode : {'single', 'continuous', 'part'}
+    mode : {'single', 'continuous', 'part', 'triggered'}
     threads : int
     heatmaps : bool
         Whether NG results carry an overlay; without it the decoder is never called.
     heatmap : {'auto', 'patch', 'decoder'}
         Which map is laid over; `auto` takes the patch map where the bundle has one.
+    quality : QualityConfig, optional
+        Without it every frame is good enough to be judged.
 
     Raises
     ------
@@ -136,6 +139,7 @@ class Inspector:
         threads: int = 1,
         heatmaps: bool = True,
         heatmap: str = "auto",
+        quality: QualityConfig | None = None,
     ) -> None:
         manifest = bundle.manifest
         if bundle.reference is None:
@@ -184,14 +188,29 @@ class Inspector:
             settings.empty_frames,
         )
         self._state = State()
+        self._quality = quality if quality is not None and quality.enabled else None
+        self._limits = read_limits(manifest["quality"])
+        self._memory = Memory()
         self._heatmaps = heatmaps and bool(self.heatmap_kinds)
         self._heatmap = heatmap if heatmap != "auto" else next(iter(self.heatmap_kinds), None)
         self._evidence: Seen | None = None
         self._last_frame: Frame | None = None
+        self._degraded: tuple[str, ...] = ()
+        self._drawing = True
 
-    def inspect(self, frame: Frame) -> list[Result]:
+    def inspect(
+        self, frame: Frame, degraded: tuple[str, ...] = (), heatmaps: bool = True
+    ) -> list[Result]:
         """
         Judge one frame.
+
+        Parameters
+        ----------
+        frame : Frame
+        degraded : tuple of str
+            What is not as it should be, for the results to say.
+        heatmaps : bool
+            False leaves out the heatmap of this frame's results.
 
         Returns
         -------
@@ -199,7 +218,7 @@ class Inspector:
             The frame's own, and before it that of the part which it ended.
         """
         latency_ms = {"read": frame.read_ms}
-        self._last_frame = frame
+        self._last_frame, self._degraded, self._drawing = frame, degraded, heatmaps
         finding, seen = self._find(frame, latency_ms)
         started = time.perf_counter()
         decision, self._state = decide(finding, frame.index, self._state, self._rules)
@@ -209,7 +228,7 @@ class Inspector:
             results.append(self._part_result(decision.closed))
             # The part has its own result; this frame's speaks of the frame.
             decision = replace(decision, closed=None)
-        if self._rules.mode == "part":
+        if self._rules.mode in ("part", "triggered"):
             self._keep_evidence(seen)
             results.append(self._result("frame", frame, decision, latency_ms))
         else:
@@ -217,8 +236,12 @@ class Inspector:
             results.append(self._result(event, frame, decision, latency_ms, seen))
         return results
 
+    def open_part(self, frame: Frame) -> None:
+        """From this frame on, which is inspected next, a trigger has announced a part."""
+        self._state = open_part(self._state, frame.index)
+
     def finish(self) -> list[Result]:
-        """The verdict on the part that is still in view when the frames end."""
+        """The verdict on the part that is still open: in view at the end, or announced."""
         closed, self._state = finish(self._state, self._rules)
         return [] if closed is None else [self._part_result(closed)]
 
@@ -231,6 +254,15 @@ class Inspector:
         if reason is not None:
             return Finding(None, reason=reason, in_part=False), None
         clock = time.perf_counter
+        at = clock()
+        poor = self._check(frame)
+        latency_ms["quality"] = (clock() - at) * 1e3
+        if poor is not None and (
+            poor.startswith("camera:") or sees_nothing(frame.frame_bgr, self.recipe.region)
+        ):
+            return Finding(None, reason=poor, in_part=False), None
+        # What else is wrong with the picture is said only once something is found in it: an empty
+        # station may be darker, brighter or plainer than any part.
         offset = None
         if self._empty_view is not None:
             at = clock()
@@ -250,8 +282,27 @@ class Inspector:
             return Finding(None, empty=True), None
         if aligned.problem is not None or aligned.pixels_rgb is None:
             return Finding(None, reason=aligned.problem or "part: not found"), None
+        if poor is not None:
+            return Finding(None, reason=poor), None
         seen = self.look(frame, aligned, latency_ms, offset)
         return Finding(seen.score), seen
+
+    def _check(self, frame: Frame) -> str | None:
+        """What is wrong with the picture, as far as its quality goes."""
+        if self._quality is None:
+            return None
+        # Only a camera delivers at a time of its own, and only a camera freezes.
+        live = frame.captured_s is not None
+        reason, self._memory = check(
+            frame.frame_bgr,
+            self._limits,
+            self._memory,
+            live,
+            self._quality.frozen_frames,
+            self._quality.margin,
+            self.recipe.region,
+        )
+        return reason
 
     def look(
         self,
@@ -309,7 +360,8 @@ class Inspector:
         seen: Seen | None = None,
     ) -> Result:
         map_01 = overlay_bgr = None
-        if decision.verdict is Verdict.NG and self._heatmaps and seen is not None:
+        drawing = self._heatmaps and self._drawing
+        if decision.verdict is Verdict.NG and drawing and seen is not None:
             started = time.perf_counter()
             map_01 = self.heatmap(seen, self._heatmap)
             overlay_bgr = overlay(seen.frame.frame_bgr, map_01)
@@ -321,6 +373,7 @@ class Inspector:
             time.time(),
             self.threshold,
             self.bundle.sha256,
+            self._degraded,
             latency_ms=latency_ms,
             overlay_bgr=overlay_bgr,
             map_01=map_01,

@@ -16,6 +16,7 @@ from typing import Any
 
 from edge_app import __version__
 from edge_app.errors import BundleError
+from edge_app.quality import read_limits
 from edge_app.scorer import FEATURE_SCALINGS, SCORERS
 
 SCHEMA_VERSION = 1
@@ -183,7 +184,6 @@ def _check_values(path: Path, manifest: Mapping[str, Any]) -> None:
             manifest["alignment"]["recipe"] in ALIGNMENTS,
             f"one of {ALIGNMENTS}",
         ),
-        ("quality", manifest["quality"], manifest["quality"] is None, "null"),
     ]
     scorer, threshold = manifest["scorer"], manifest["threshold"]
     if scorer is not None:
@@ -244,6 +244,10 @@ def _check_values(path: Path, manifest: Mapping[str, Any]) -> None:
     for field, value, right, wanted in checks:
         if not right:
             raise BundleError(f"{path}: field {field} is {str(value)[:60]}, wanted {wanted}")
+    try:
+        read_limits(manifest["quality"])
+    except BundleError as error:
+        raise BundleError(f"{path.parent}: {error}") from None
 
 
 def _is_scale(scale: Any) -> bool:

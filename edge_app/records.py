@@ -8,7 +8,7 @@ from enum import StrEnum
 import numpy as np
 
 # The stages between a frame in memory and its decision.
-LOOP_STAGES = ("locate", "align", "encode", "score", "decide")
+LOOP_STAGES = ("quality", "locate", "align", "encode", "score", "decide")
 
 
 class Verdict(StrEnum):

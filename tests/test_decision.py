@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_app.decision import Rules, State, decide, finish
+from edge_app.decision import Rules, State, decide, finish, open_part
 from edge_app.records import Finding, Verdict
 
 OK, NG, UNKNOWN, EMPTY = Verdict.OK, Verdict.NG, Verdict.UNKNOWN, Verdict.EMPTY
@@ -160,3 +160,45 @@ def test_continuous_scores_before_a_blackout_do_not_vouch_after_it():
     rules = Rules("continuous", 1.0, smoothing_frames=5)
     decisions, _ = play(rules, [*scores(0.1, 0.1, 0.1, 0.1, 0.1), BLIND, *scores(2.4)])
     assert decisions[-1].verdict is NG
+
+
+def triggered(findings, **rules):
+    """One announced part made of these findings, and the decisions on its frames."""
+    rules = Rules("triggered", 1.0, **rules)
+    state, decisions = open_part(State(), 0), []
+    for index, finding in enumerate(findings):
+        decision, state = decide(finding, index, state, rules)
+        decisions.append(decision)
+    return finish(state, rules)[0], decisions
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict"),
+    [([0.5, 0.5, 2.0], Verdict.OK), ([0.5, 2.0, 2.0], Verdict.NG), ([2.0] * 3, Verdict.NG)],
+)
+def test_an_announced_part_gets_one_verdict(scores, verdict):
+    part, decisions = triggered([Finding(score) for score in scores])
+    assert (part.verdict, part.part, part.usable) == (verdict, 0, 3)
+    assert [decision.part for decision in decisions] == [0, 0, 0]
+
+
+def test_an_announced_part_that_is_not_in_view_is_unknown_not_empty():
+    part, decisions = triggered([Finding(None, empty=True)] * 3)
+    assert part.verdict is Verdict.UNKNOWN
+    assert "none in view" in part.reason
+    assert {decision.verdict for decision in decisions} == {Verdict.UNKNOWN}
+
+
+def test_an_announced_part_outlasts_empty_and_unreadable_frames():
+    blind = Finding(None, reason="camera: lost", in_part=False)
+    usable = [Finding(0.5)] * 3
+    part, _ = triggered([usable[0], Finding(None, empty=True), blind, *usable[1:]])
+    assert (part.verdict, part.usable, part.unknown) == (Verdict.OK, 3, 2)
+
+
+def test_between_announced_parts_no_frame_belongs_to_one():
+    rules, state = Rules("triggered", 1.0), State()
+    decision, state = decide(Finding(None, reason="camera: lost", in_part=False), 0, state, rules)
+    assert (decision.verdict, decision.part, state.open_part) == (Verdict.UNKNOWN, None, None)
+    _, state = finish(open_part(state, 1), rules)
+    assert open_part(state, 2).open_part.part == 1

@@ -62,6 +62,21 @@ def test_one_strange_picture_among_twelve_is_named_and_sets_no_limit(
     assert not any(str(k).startswith("strange") for k in dropped.reference["image_ids"])
 
 
+def test_a_picture_strange_as_a_whole_does_not_make_the_axes_its_own(base_path, tmp_path, capsys):
+    # Surfaces that differ from each other: held against these, noise among eight is hidden by axes
+    # in which it has a part.
+    generator = np.random.default_rng(2)
+    (tmp_path / "good").mkdir()
+    for index in range(7):
+        surface = cv2.GaussianBlur(generator.normal(size=(160, 160)), (0, 0), 4)
+        picture = np.clip(128 + 50 * surface / surface.std(), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / "good" / f"{index}.png"), picture)
+    noise = generator.integers(0, 256, (160, 160), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "good" / "strange.png"), noise)
+    enrol(tmp_path / "good", base_path, tmp_path / "b")
+    assert "least like the rest: strange.png" in capsys.readouterr().out
+
+
 def test_a_person_who_says_that_it_is_good_is_believed(grain, base_path, tmp_path, capsys):
     (tmp_path / "good").mkdir()
     (tmp_path / "alarm").mkdir()

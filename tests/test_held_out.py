@@ -336,10 +336,10 @@ def test_far_beyond_is_what_no_good_picture_would_be():
     for beyond, found in ((limit * 1.05, 0), (limit * 8, 1)):
         with_one = np.append(scores, beyond)
         odd = np.array([60])
-        assert len(far_beyond(with_one, groups, odd)) == found
+        assert len(far_beyond(with_one, groups, odd, 0.01)) == found
     # Too few others to know what is usual.
     few = np.array([1.0, 1.1, 1.2, 50.0])
-    assert len(far_beyond(few, np.arange(4), np.array([3]))) == 0
+    assert len(far_beyond(few, np.arange(4), np.array([3]), 0.01)) == 0
 
 
 def test_far_beyond_counts_few_good_pictures_in_of_heavy_tailed_sets():
@@ -348,5 +348,5 @@ def test_far_beyond_counts_few_good_pictures_in_of_heavy_tailed_sets():
     for _ in range(200):
         scores = generator.lognormal(sigma=0.5, size=50)
         odd = least_like(scores)
-        counted_out += len(far_beyond(scores, np.arange(50), odd))
+        counted_out += len(far_beyond(scores, np.arange(50), odd, 0.01))
     assert counted_out <= 0.005 * 200 * 50

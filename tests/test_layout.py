@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up; a module imports from layers below its own only.
 LAYERS = [
-    ["errors"],
+    ["errors", "places"],
     ["records", "scorer", "runtime", "preprocess", "arguments", "patches"],
+    ["quality"],
     ["foreground", "held_out", "learnt_pictures", "learn_neighbours", "learn_patches"],
     ["align"],
     ["learn_align"],
@@ -24,12 +25,14 @@ LAYERS = [
     ["heatmap"],
     ["enrol"],
     ["learn_report"],
-    ["sources.folder", "sources.webcam", "sinks.jsonl", "sinks.overlays"],
-    ["sources.video"],
+    ["thermal", "trigger"],
+    ["sources.folder", "sources.device", "sinks.jsonl", "sinks.overlays"],
+    ["sources.video", "sources.webcam", "sources.stream", "sources.picamera", "sources.camera"],
+    ["sources.synthetic"],
     ["sources", "sinks"],
     ["inspector"],
-    ["bench"],
-    ["commands", "commands.inspect", "commands.enroll", "commands.bench"],
+    ["station", "bench", "doctor"],
+    ["commands", "commands.inspect", "commands.enroll", "commands.bench", "commands.doctor"],
     ["cli"],
     ["__main__"],
 ]

@@ -53,6 +53,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     figures = bench(
         load_bundle(args.bundle),
         config.decision,
+        config.quality,
         settings if args.references or args.scorer else None,
         args.references,
         open_source(args.source) if args.source else None,

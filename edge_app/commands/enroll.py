@@ -29,6 +29,7 @@ from edge_app.enrol import (
     kept_pictures,
     learn,
     promise,
+    quality_section,
     settings_of,
     threshold_of,
     usable_maps,
@@ -39,14 +40,13 @@ from edge_app.learn_neighbours import ScorerSettings
 from edge_app.learn_patches import affordable_bytes, default_settings
 from edge_app.learn_report import write_report
 from edge_app.learnt_pictures import LearntPicture, remove, unpack
+from edge_app.places import base_bundles
 from edge_app.preprocess import Preprocessing
 from edge_app.presence import empty_view_of
 from edge_app.records import Frame
 from edge_app.scorer import FEATURE_SCALINGS, SCORERS
 from edge_app.sources import open_source
 
-CHECKOUT_MODELS = Path(__file__).resolve().parents[2] / "models"
-STATE_MODELS = Path("/var/lib/edge-app/models")
 # Frames of a camera are kept until they are learnt.
 MOST_HELD_BYTES = 2**30
 
@@ -235,6 +235,9 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
                 shlex.join(["edge-app", *args.typed]),
             ],
         },
+        "quality": quality_section(
+            gathered, learning, base.manifest["quality"] if extends else None
+        ),
         # A decoder redraws the part it was trained on and no other.
         "decoder": base.manifest["decoder"] if extends else None,
     }
@@ -466,7 +469,7 @@ class _Progress:
 
 
 def _default_base() -> Path:
-    for models in (CHECKOUT_MODELS, STATE_MODELS):
-        if (models / "base").exists():
-            return models / "base"
-    raise InputError(f"no bundle to start from at {STATE_MODELS / 'base'}: name one with --bundle")
+    for bundle in base_bundles():
+        if bundle.exists():
+            return bundle
+    raise InputError(f"no bundle to start from at {base_bundles()[-1]}: name one with --bundle")

@@ -9,12 +9,13 @@ from collections import Counter
 from edge_app.bundle import load_bundle
 from edge_app.config import Config
 from edge_app.decision import MODES
-from edge_app.errors import CameraError, InputError
-from edge_app.inspector import HEATMAPS, Inspector
+from edge_app.errors import InputError
+from edge_app.inspector import HEATMAPS
 from edge_app.records import Result, Verdict
 from edge_app.sinks.jsonl import JsonLines
 from edge_app.sinks.overlays import Overlays
-from edge_app.sources import open_source
+from edge_app.sources import Source, open_source
+from edge_app.station import Station, build_station
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "example: edge-app inspect parts/ --bundle models/nut --out out --json out/v.jsonl"
     )
     parser.add_argument(
-        "source", metavar="SOURCE", help="picture, folder of pictures, video file, or camera:N"
+        "source",
+        metavar="SOURCE",
+        help="picture, folder of pictures, video file, camera:N, picamera, rtsp://…, http://…, or "
+        "synthetic (the sample clip as a camera)",
     )
     parser.add_argument("--bundle", required=True, metavar="B", help="folder of the bundle")
     parser.add_argument("--out", metavar="DIR", help="write the overlays of NG parts here")
@@ -51,27 +55,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     """Judge every frame of the source; returns the exit code."""
     bundle = load_bundle(args.bundle)
-    source = open_source(args.source)
-    mode = args.mode
-    if mode == "auto":
-        alignment = bundle.manifest["alignment"]["recipe"]
-        knows_empty = bundle.manifest["presence"] is not None or alignment != "none"
-        mode = "single" if source.separate_parts else "part" if knows_empty else "continuous"
-    inspector = Inspector(
-        bundle,
-        config.decision,
-        mode,
-        threads,
-        args.out is not None,
-        args.heatmap or config.heatmap.kind,
-    )
+    source = open_source(args.source, config.camera)
+    try:
+        with build_station(
+            bundle,
+            config,
+            source,
+            threads,
+            args.mode,
+            heatmaps=args.out is not None,
+            heatmap=args.heatmap,
+        ) as station:
+            return _judge(args, source, station)
+    finally:
+        source.close()
+
+
+def _judge(args: argparse.Namespace, source: Source, station: Station) -> int:
     overlays = Overlays(args.out) if args.out else None
     lines = JsonLines(args.json) if args.json else None
     tally = _Tally(quiet=args.json == "-")
-    if overlays is not None and not inspector.heatmap_kinds:
+    if overlays is not None and not station.inspector.heatmap_kinds:
+        name = station.inspector.bundle.path.name
         print(
-            f"{bundle.path.name}: has neither patches nor a decoder, so there are no heatmaps",
-            file=sys.stderr,
+            f"{name}: has neither patches nor a decoder, so there are no heatmaps", file=sys.stderr
         )
 
     def hand_out(results: list[Result]) -> None:
@@ -82,26 +89,20 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
                 lines.emit(result)
             tally.add(result)
 
-    lost: CameraError | None = None
     try:
         try:
             for frame in source.frames():
-                hand_out(inspector.inspect(frame))
+                hand_out(station.take(frame))
         except KeyboardInterrupt:
             # A camera has no end: Ctrl-C is how it is stopped, and what was seen still counts.
             if not source.live:
                 raise
-        except CameraError as error:
-            lost = error
-        hand_out(inspector.finish())
+        hand_out(station.finish())
     finally:
-        source.close()
         if lines is not None:
             lines.close()
-    tally.report(args, inspector)
-    if lost is not None:
-        raise lost
-    if tally.frames and tally.unreadable == tally.frames:
+    tally.report(args, station)
+    if not source.live and tally.frames and tally.unreadable == tally.frames:
         raise InputError(f"{args.source}: nothing in it could be read ({tally.first_reason})")
     return 0
 
@@ -134,7 +135,7 @@ class _Tally:
 
     def _count_frame(self, result: Result) -> None:
         self.frames += 1
-        if not {"locate", "align"} & set(result.latency_ms):
+        if not {"quality", "locate", "align"} & set(result.latency_ms):
             self.unreadable += 1
             self.first_reason = self.first_reason or result.decision.reason
         if result.loop_ms is not None:
@@ -160,7 +161,7 @@ class _Tally:
         verdict = str(decision.verdict)
         print(f"{part:>6} {span:>11} {verdict:8} {score:>9} {limit:>9} {ms:>5}  {detail}")
 
-    def report(self, args: argparse.Namespace, inspector: Inspector) -> None:
+    def report(self, args: argparse.Namespace, station: Station) -> None:
         if self._quiet:
             return
         parts = self._verdicts["part"]
@@ -172,8 +173,10 @@ class _Tally:
             worst = ordered[int(len(ordered) * 0.95)]
             print(
                 f"frame to decision: median {_middle(ordered):.2f} ms, 95 % within {worst:.2f} ms "
-                f"({len(ordered)} frames, {inspector.encoder.runtime_name})"
+                f"({len(ordered)} frames, {station.inspector.encoder.runtime_name})"
             )
+        if station.skipped:
+            print(f"frames left out to keep cool or between triggers: {station.skipped}")
         if args.out:
             print(f"overlays of NG parts: {args.out} ({self._overlays} written)")
         if args.json:

@@ -1,0 +1,183 @@
+"""``edge-app live``: a window with the camera's picture, its verdicts and keys to teach it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from edge_app.bundle import Bundle, load_bundle, refuse_existing
+from edge_app.config import Config
+from edge_app.decision import MODES
+from edge_app.errors import InputError
+from edge_app.inspector import Inspector, build_encoder
+from edge_app.live.display import Probe, refuse_without_display
+from edge_app.live.journal import Journal
+from edge_app.live.knowledge import Teacher, known_from
+from edge_app.live.session import Session
+from edge_app.live.worker import Hand, LiveInspector, Worker
+from edge_app.places import base_bundles
+from edge_app.sources import Source, open_source
+from edge_app.station import Station
+from edge_app.thermal import ThermalWatch
+from edge_app.trigger import Gate, GpioInput
+
+# What is being learnt or written when the window closes may take so long to end, seconds.
+FINISH_S = 10.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``live``."""
+    parser.description = (
+        "Show the camera's picture with its verdicts; learn, set and aim by keys (? lists them)."
+    )
+    parser.epilog = (
+        "examples: edge-app live camera:0 --bundle models/nut | edge-app live picamera | "
+        "edge-app live synthetic --bundle models/nut"
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        nargs="?",
+        default="camera:0",
+        help="camera:N, picamera, rtsp or http address, synthetic, video file, picture or folder "
+        "(default: camera:0)",
+    )
+    parser.add_argument(
+        "--bundle",
+        metavar="B",
+        help="what inspects, and is learnt on (default: models/base, which knows no part yet)",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="B2",
+        help="where the key w writes what was learnt (default: beside B, as B-live, B-live-2, …)",
+    )
+    parser.add_argument("--part", metavar="NAME", help="name of the part (default: B's, or B2's)")
+    parser.add_argument(
+        "--json", metavar="FILE", help="write one JSON line a verdict and one a key here"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("auto", *MODES),
+        default="auto",
+        help="as of inspect (default: auto)",
+    )
+    parser.add_argument(
+        "--full-screen", action="store_true", help="begin in full screen, as the key f does"
+    )
+
+
+def run(args: argparse.Namespace, config: Config, threads: int) -> int:
+    """Open the window and stay until it is closed; returns the exit code."""
+    refuse_without_display()
+    _quiet_toolkit()
+    if args.out:
+        refuse_existing(args.out)
+    probe = Probe()
+    try:
+        bundle = load_bundle(args.bundle or _default_base())
+        source = open_source(args.source, config.camera)
+    except BaseException:
+        probe.close()
+        raise
+    try:
+        probe.refuse()
+        return _run(args, config, threads, bundle, source)
+    finally:
+        probe.close()
+        source.close()
+
+
+def _run(
+    args: argparse.Namespace, config: Config, threads: int, bundle: Bundle, source: Source
+) -> int:
+    from edge_app.live import window
+
+    live = source.live
+    triggered = live and config.trigger.kind != "presence" and args.mode in ("auto", "part")
+    gate = Gate(config.trigger) if triggered else None
+    watch = ThermalWatch(config.thermal) if live and config.thermal.enabled else None
+
+    def build(bundle: Bundle) -> LiveInspector:
+        return LiveInspector(
+            bundle,
+            *_decision(bundle, config, source, args.mode, triggered),
+            threads,
+            # The worker draws them itself, where they are shown.
+            heatmaps=False,
+            quality=config.quality,
+        )
+
+    journal = Journal(args.json)
+    gpio = GpioInput(config.trigger, gate) if gate and config.trigger.kind == "gpio" else None
+    knowledge = known_from(bundle)
+    inspector = build(bundle) if knowledge.knows_part else None
+
+    def station(inspector: Inspector) -> Station:
+        return Station(inspector, watch, gate)
+
+    worker = Worker(source, station, watch, journal, inspector)
+    learner, writer = Hand("learner", 1), Hand("writer", 8)
+    out = Path(args.out) if args.out else bundle.path.with_name(f"{bundle.path.name}-live")
+    by_key = gate is not None and config.trigger.kind == "key"
+    session = Session(
+        knowledge,
+        worker,
+        learner,
+        writer,
+        lambda: Teacher(build_encoder(bundle, threads), config.enroll),
+        build,
+        journal,
+        config.live,
+        out,
+        args.part or (bundle.manifest["part"] if knowledge.knows_part else out.name),
+        args.typed,
+        fire=(lambda: gate.fire(time.monotonic())) if by_key else None,
+        waits=gate is not None,
+    )
+    session.full_screen = args.full_screen
+    worker.start()
+    try:
+        window.run(session, config.live.width, config.live.height)
+    finally:
+        worker.close()
+        writer.close(FINISH_S)
+        session.close()
+        journal.close()
+        if gpio is not None:
+            gpio.close()
+    if session.unwritten:
+        print("what was learnt was not written (the key w writes it)", file=sys.stderr)
+    return 0
+
+
+def _decision(bundle: Bundle, config: Config, source: Source, mode: str, triggered: bool) -> tuple:
+    """The inspector's settings and mode, as `inspect` chooses them."""
+    decision = config.decision
+    if triggered:
+        # A part that is announced has so many frames and no more.
+        usable = min(decision.least_usable_frames, config.trigger.frames)
+        return replace(decision, least_usable_frames=usable), "triggered"
+    if mode == "auto":
+        recipe = bundle.manifest["alignment"]["recipe"]
+        knows_empty = bundle.manifest["presence"] is not None or recipe != "none"
+        mode = "single" if source.separate_parts else "part" if knows_empty else "continuous"
+    return decision, mode
+
+
+def _default_base() -> Path:
+    for bundle in base_bundles():
+        if bundle.exists():
+            return bundle
+    raise InputError(f"no bundle to start from at {base_bundles()[-1]}: name one with --bundle")
+
+
+def _quiet_toolkit() -> None:
+    """Keep Qt from complaining about fonts that it does not need, and on X where it is."""
+    os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")
+    if os.environ.get("DISPLAY"):
+        os.environ.setdefault("QT_QPA_PLATFORM", "xcb")
