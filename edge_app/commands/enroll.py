@@ -19,7 +19,7 @@ from edge_app.bundle import (
     refuse_existing,
     write_bundle,
 )
-from edge_app.config import Config
+from edge_app.config import CameraConfig, Config
 from edge_app.enrol import (
     ALIGN_PICTURES,
     Gathered,
@@ -34,7 +34,7 @@ from edge_app.enrol import (
     threshold_of,
     usable_maps,
 )
-from edge_app.errors import InputError
+from edge_app.errors import CameraError, InputError
 from edge_app.inspector import build_encoder
 from edge_app.learn_neighbours import ScorerSettings
 from edge_app.learn_patches import affordable_bytes, default_settings
@@ -49,6 +49,8 @@ from edge_app.sources import open_source
 
 # Frames of a camera are kept until they are learnt.
 MOST_HELD_BYTES = 2**30
+# A lost camera says so about once a second; after so many times nobody need wait for it.
+MOST_LOST = 10
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +67,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SOURCE",
         nargs="?",
-        help="good parts: picture, folder, video file, or camera:N (none with --remove or --list)",
+        help="good parts: picture, folder, video file, camera:N, picamera, rtsp://…, http://… "
+        "(none with --remove or --list)",
     )
     parser.add_argument(
         "--bundle",
@@ -188,7 +191,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     recipe = Preprocessing(base.size, region_kept)
     gathered, reason = Gathered([], empty_view_of(base), []), None
     if args.source is not None:
-        frames = _Frames(args.source, args.frames)
+        frames = _Frames(args.source, args.frames, config.camera)
         empty_frames = _empty_frames(args.empty)
         if alignment is None:
             recipe_wanted = None if args.align == "auto" else args.align
@@ -359,19 +362,24 @@ class _Frames:
     name : str
         As the command line names it.
     most : int or None
+    camera : CameraConfig
     """
 
-    def __init__(self, name: str, most: int | None) -> None:
+    def __init__(self, name: str, most: int | None, camera: CameraConfig) -> None:
         self._name, self._most = name, most
         self._held: list[Frame] | None = None
-        source = open_source(name)
+        source = open_source(name, camera)
         try:
             if not source.live:
                 self._count = min(len(source), most or len(source))
                 return
             if most is None:
                 raise InputError(f"{name}: a camera has no end: say how many with --frames N")
-            self._held = list(_bounded(_first(source.frames(), most), name))
+            self._held = []
+            with _Progress("taking pictures", most) as progress:
+                for frame in _bounded(_first(_delivered(source.frames()), most), name):
+                    self._held.append(frame)
+                    progress(len(self._held))
             self._count = len(self._held)
         finally:
             source.close()
@@ -400,6 +408,19 @@ def _first(frames: Iterable[Frame], most: int | None) -> Iterator[Frame]:
         yield frame
         if count == most:
             return
+
+
+def _delivered(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """A camera's pictures, without what it says while it is lost; once too often, `CameraError`."""
+    lost = 0
+    for frame in frames:
+        if frame.frame_bgr is not None:
+            lost = 0
+            yield frame
+            continue
+        lost += 1
+        if lost > MOST_LOST:
+            raise CameraError(f"{frame.source}: {frame.problem}")
 
 
 def _bounded(frames: Iterable[Frame], name: str) -> Iterator[Frame]:

@@ -21,7 +21,8 @@ from edge_app.station import Station, build_station
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``inspect``."""
     parser.description = (
-        "Give every part a verdict: OK, NG, UNKNOWN (could not be judged) or EMPTY."
+        "Give every part a verdict: OK, NG, UNKNOWN (could not be judged) or EMPTY. A camera is "
+        "watched until Ctrl-C; while it is lost the verdict is UNKNOWN, and it is opened again."
     )
     parser.epilog = (
         "example: edge-app inspect parts/ --bundle models/nut --out out --json out/v.jsonl"

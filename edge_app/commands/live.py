@@ -56,7 +56,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="B2",
         help="where the key w writes what was learnt (default: beside B, as B-live, B-live-2, …)",
     )
-    parser.add_argument("--part", metavar="NAME", help="name of the part (default: B's, or B2's)")
+    parser.add_argument(
+        "--part", metavar="NAME", help="name of the part (default: that of B, or the name of B2)"
+    )
     parser.add_argument(
         "--json", metavar="FILE", help="write one JSON line a verdict and one a key here"
     )
@@ -134,7 +136,7 @@ def _run(
         journal,
         config.live,
         out,
-        args.part or (bundle.manifest["part"] if knowledge.knows_part else out.name),
+        args.part or _part(bundle, args.out),
         args.typed,
         fire=(lambda: gate.fire(time.monotonic())) if by_key else None,
         waits=gate is not None,
@@ -167,6 +169,12 @@ def _decision(bundle: Bundle, config: Config, source: Source, mode: str, trigger
         knows_empty = bundle.manifest["presence"] is not None or recipe != "none"
         mode = "single" if source.separate_parts else "part" if knows_empty else "continuous"
     return decision, mode
+
+
+def _part(bundle: Bundle, out: str | None) -> str:
+    if bundle.reference is not None:
+        return bundle.manifest["part"]
+    return Path(out).name if out else "part"
 
 
 def _default_base() -> Path:
