@@ -173,7 +173,8 @@ def near_duplicate_groups(thumbnails: np.ndarray) -> np.ndarray:
     if count < LEAST_GROUPS:
         # So few have no ordinary likeness to stand out from.
         return np.arange(count)
-    from sklearn.cluster import AgglomerativeClustering
+    # Late, as it takes longer to import than 50 pictures to encode; scikit-learn's takes thrice that.
+    from scipy.cluster.hierarchy import linkage
 
     rows = thumbnails.reshape(count, -1).astype(np.float32)
     # Identical pictures would be infinitely alike.
@@ -184,17 +185,12 @@ def near_duplicate_groups(thumbnails: np.ndarray) -> np.ndarray:
     spread = max((ordinary - quartile) / 0.6745, LEAST_SPREAD)
     least = max(ordinary + OUTLIER * spread, math.atanh(LEAST_LIKENESS))
     top = float(likeness.max())
-    tree = AgglomerativeClustering(
-        n_clusters=None,
-        distance_threshold=0.0,
-        metric="precomputed",
-        linkage="average",
-        compute_full_tree=True,
-    ).fit(top - likeness)
-    inside = top - tree.distances_
+    # Rounding may leave the largest likeness a hair above `top`.
+    tree = linkage(np.maximum(top - pairs, 0), "average")
+    children, inside = tree[:, :2].astype(int), top - tree[:, 2]
     members = [np.array([index]) for index in range(count)]
     members += [np.empty(0, int)] * (count - 1)
-    for node, (left, right) in enumerate(tree.children_, count):
+    for node, (left, right) in enumerate(children, count):
         members[node] = np.concatenate([members[left], members[right]])
 
     groups = np.empty(count, int)
@@ -211,7 +207,7 @@ def near_duplicate_groups(thumbnails: np.ndarray) -> np.ndarray:
             groups[members[node]] = found
             found += 1
         else:
-            waiting += [(child, inside[node - count]) for child in tree.children_[node - count]]
+            waiting += [(child, inside[node - count]) for child in children[node - count]]
     return _in_order(groups)
 
 
