@@ -59,8 +59,9 @@ LEAST_IMAGES, FEW_IMAGES = 3, 20
 # and the second share of each place's patches, the strangest, is not stored. Up to 5.2 % of clean
 # sets were unlike the rest, 6.3 to 10.6 % where one picture in ten was defective (tiles, screws).
 # There trimming took the tiles' AUROC from 0.59 to 0.80 and the screws' from 0.969 to 0.980; clean
-# sets would lose 0.01 to 0.04 by it.
-SUSPICIOUS_SHARE, TRIM = 0.055, 0.1
+# sets would lose 0.01 to 0.04 by it. Of few pictures, so many must look odd at least: two of two
+# dozen good ones happen to.
+SUSPICIOUS_SHARE, LEAST_SUSPICIOUS, TRIM = 0.055, 3, 0.1
 # Frames that the alignment is learnt from, at most.
 ALIGN_PICTURES = 60
 # Of the pictures that a bundle keeps for learning on.
@@ -502,7 +503,8 @@ def learn(
         above = apart[scores[apart] > scores[ordinary].max(initial=-np.inf)]
         odd = odd if np.isin(above, odd).all() else np.union1d(odd, above)
         odd = odd[np.argsort(-scores[odd], kind="stable")]
-        suspicious = len(odd) > SUSPICIOUS_SHARE * len(kept) and len(kept) >= FEW_IMAGES
+        many = max(SUSPICIOUS_SHARE * len(kept), LEAST_SUSPICIOUS - 1)
+        suspicious = len(odd) > many and len(kept) >= FEW_IMAGES
         if settings.kind == "patches" and suspicious and not patch_settings.trim:
             patch_settings, before = replace(patch_settings, trim=TRIM), odd
             continue

@@ -9,7 +9,7 @@ foreground; its connected pieces are what may be a part.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -86,6 +86,7 @@ class Background:
         x = np.concatenate([along, along, np.full_like(along, near_x), 1 - near_x + 0 * along])
         y = np.concatenate([near_y + 0 * along, 1 - near_y + 0 * along, along, along])
         self._basis = np.stack([np.ones_like(x), 2 * x - 1, 2 * y - 1], axis=1)
+        self._rows = np.ascontiguousarray(self._basis.T)
         # Long edges hold more of the rim.
         share = np.repeat([width, width, height, height], RIM_SAMPLES) / RIM_SAMPLES
         self._share = share / share.mean()
@@ -118,12 +119,14 @@ class Background:
             cv2.resize(picture_bgr[:, -reach:], column, interpolation=cv2.INTER_AREA),
         )
         rim = np.concatenate([strip.reshape(-1, 3) for strip in strips]).astype(np.float64)
+        # A row to a colour: numpy is slow along short last axes.
+        colours = np.ascontiguousarray(rim.T)
         plane = self._first @ rim
         for _ in range(REFITS):
-            residual = np.abs(rim - self._basis @ plane).max(axis=1)
+            residual = np.abs(colours - plane.T @ self._rows).max(axis=0)
             if residual.max() <= RIM_TOLERANCE:
                 break
-            weighted = self._basis.T * (self._share / np.maximum(residual, 1.0))
+            weighted = self._rows * (self._share / np.maximum(residual, 1.0))
             plane = np.linalg.solve(weighted @ self._basis, weighted @ rim)
         return plane
 
@@ -213,14 +216,8 @@ class Viewer:
         search = distance
         for _ in range(self.zoom // 2):
             search = halved(search)
-        if self._threshold is not None:
-            gain = light_gain(float(plane[0].mean()), self._level)
-            distance = cv2.min(distance, min(CAP * self._threshold * gain, 255.0))
-        maps = [distance.astype(np.float32)]
-        while len(maps) <= MAP_HALVINGS and min(distance.shape) >= 8:
-            distance = halved(distance)
-            maps.append(distance.astype(np.float32))
-        return View(halvings, plane, maps, search, to_view)
+        view = View(halvings, plane, [distance], search, to_view)
+        return capped(view, self._threshold, self._level)
 
     def _background(self, shape: tuple[int, int]) -> Background:
         if shape not in self._backgrounds:
@@ -228,6 +225,23 @@ class Viewer:
                 self._backgrounds.clear()
             self._backgrounds[shape] = Background(shape)
         return self._backgrounds[shape]
+
+
+def capped(view: View, threshold: float | None, level: float) -> View:
+    """
+    The view with the maps on which a `Viewer` of that threshold and level finds poses.
+
+    Of the view only ``maps[0]`` is needed; it must not have been capped lower before.
+    """
+    distance = view.maps[0].astype(np.uint8, copy=False)
+    if threshold is not None:
+        gain = light_gain(float(view.plane[0].mean()), level)
+        distance = cv2.min(distance, min(CAP * threshold * gain, 255.0))
+    maps = [distance.astype(np.float32)]
+    while len(maps) <= MAP_HALVINGS and min(distance.shape) >= 8:
+        distance = halved(distance)
+        maps.append(distance.astype(np.float32))
+    return replace(view, maps=maps)
 
 
 def halved(picture: np.ndarray) -> np.ndarray:
@@ -301,7 +315,7 @@ def edge_share(distance: np.ndarray, threshold: float) -> float:
     """The largest share of an edge of the view, 0 to 1, that foreground clearly covers."""
     limit = threshold * EDGE_FACTOR
     edges = (distance[0], distance[-1], distance[:, 0], distance[:, -1])
-    return max(float((edge > limit).mean()) for edge in edges)
+    return max(np.count_nonzero(edge > limit) / len(edge) for edge in edges)
 
 
 _ELEMENT = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))

@@ -4,7 +4,8 @@ Learn the alignment: from good pictures to the recipe, the template and the ligh
 The good parts vote. Under each recipe the picture of every good part is predicted by the mean of
 the others, laid where the recipe says the part lies; the share of the picture that is left
 unexplained decides, and a recipe that does more must leave clearly less. The template is the median
-of the aligned parts, found in a few rounds from one of them.
+of the aligned parts, found in a few rounds from one of them: the first on few pictures at half
+size, which settles the recipe, the last on all and at full size.
 """
 
 from __future__ import annotations
@@ -16,31 +17,23 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from edge_app.align import (
-    RECIPES,
-    Aligner,
-    Alignment,
-    PoseSearch,
-    lit,
-    median_level,
-    similarity,
-    warp,
-)
+from edge_app.align import RECIPES, Alignment, cut_out, lit, median_level, to_template
 from edge_app.errors import InputError
 from edge_app.foreground import (
     DARK,
     Piece,
     View,
     Viewer,
+    capped,
     edge_share,
     foreground,
     held,
-    level_at,
     light_gain,
     otsu,
     pieces,
     scaling,
 )
+from edge_app.pose import PoseSearch, similarity, warp
 from edge_app.preprocess import region_box, shrink
 
 # Pictures that the template is learnt from; more change it less than a pixel.
@@ -50,10 +43,14 @@ LEAST_FRAMES = 5
 # Pixels of the template to a pixel of the searched picture: as fine as half a pixel of a crop of
 # some hundred needs, since the whole outline votes on the pose.
 ZOOM = 2
-# Which of a view's maps, halved so many times, the recipes are compared on.
+# Pictures on which the recipes are tried.
+TRIED_FRAMES = 24
+# Which of a view's maps, halved so many times, the recipes are tried on. Even a part of 15 by 7
+# pixels there comes out as on the whole map.
 COMPARED = 1
-# Rounds of aligning to the template and making it anew, and parts that are tried as the first one.
-ROUNDS, ANCHORS = 3, 3
+# Rounds of aligning to the template and making it anew before the last, and parts that are tried as
+# the first one.
+ROUNDS, ANCHORS = 2, 3
 # Shares of Otsu's threshold that are tried; the highest whose areas spread at most so much more
 # than those of the best is taken. A part with one bright face needs less than the whole.
 OTSU_SHARES, SPREAD_FREEDOM = (1.0, 0.8, 0.65), 1.25
@@ -105,14 +102,11 @@ class LearntAlignment:
         of a good picture with what the others predict, and `unexplained`, the median of 1 - r^2.
     reason : str
         One sentence: why this recipe.
-    problems : list of (str or None)
-        For each picture, why it could not be aligned.
     """
 
     alignment: Alignment
     agreement: dict[str, dict[str, float]]
     reason: str
-    problems: list[str | None]
 
 
 @dataclass(frozen=True)
@@ -138,9 +132,14 @@ class _Seen:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Parts on one canvas: poses and agreements, None and NaN where there is no clear part."""
+    """
+    Parts on one canvas: poses and agreements, None and NaN where there is no clear part.
 
-    template: np.ndarray
+    `size` is the canvas's, height and width; poses lead from it to the maps ``maps[level]``.
+    """
+
+    size: tuple[int, int]
+    level: int
     poses: list[np.ndarray | None]
     agreements: np.ndarray
 
@@ -178,47 +177,47 @@ def learn_alignment(
     if not len(frames_bgr):
         raise InputError("no good picture to learn the alignment from, wanted at least 1")
     regions = [_cut(frame, region) for frame in frames_bgr]
-    count = min(len(regions), TEMPLATE_FRAMES)
-    chosen = [
-        regions[index] for index in np.linspace(0, len(regions) - 1, count).round().astype(int)
-    ]
+    chosen = [regions[index] for index in _spread_over(len(regions), TEMPLATE_FRAMES)]
     viewer = Viewer(ZOOM)
     views = [viewer.look(picture) for picture in chosen]
     ground, seen, obstacle = _common_ground(views)
     if obstacle is None:
-        # Once more, with the cap that needs the threshold.
-        viewer = Viewer(ZOOM, ground.threshold, ground.level)
-        views = [viewer.look(picture) for picture in chosen]
-        seen = [replace(one, view=view) for one, view in zip(seen, views, strict=True)]
-    agreement = {}
-    if count >= 3:
-        agreement["none"] = _summary(_in_place(views))
-    if obstacle is not None and recipe in ("centre", "pose"):
+        # With the cap that needs the threshold.
+        seen = [replace(one, view=capped(one.view, ground.threshold, ground.level)) for one in seen]
+    elif recipe in ("centre", "pose"):
         raise InputError(
             f"the alignment {recipe!r} cannot be learnt from these pictures: {obstacle}"
         )
+    few = [seen[index] for index in _spread_over(len(seen), TRIED_FRAMES)]
+    agreement = {}
+    if len(few) >= 3:
+        agreement["none"] = _summary(_in_place([one.view for one in few]))
     stacks: dict[str, _Stack] = {}
     if obstacle is None and recipe != "none":
         for tried in ("centre", "pose"):
-            stacks[tried] = _align(seen, tried)
-            agreement[tried] = _summary(_predicted(seen, stacks[tried]))
+            stacks[tried] = _align(few, tried)
+            agreement[tried] = _summary(_predicted(few, stacks[tried]))
     if recipe is not None:
         name, reason = recipe, f"{recipe}: asked for"
     elif obstacle is not None:
         name, reason = "none", f"none: {obstacle}"
     else:
-        room = math.prod(stacks["centre"].template.shape) / CANVAS**2
+        room = math.prod(stacks["centre"].size) * 4**COMPARED / CANVAS**2
         share = room / (_search_size(views) * ZOOM**2)
-        name, reason = _choose(agreement, share, _play(seen, stacks["pose"]))
+        name, reason = _choose(agreement, share, _play(few, stacks["pose"]))
     if name == "none":
         light, target = _learn_light_of_regions(chosen)
-        return LearntAlignment(
-            Alignment("none", light, target), agreement, reason, [None] * len(regions)
-        )
-    alignment = _finish(name, ground, seen, stacks[name])
-    light, target = _learn_light(alignment, seen, stacks[name])
-    alignment = replace(alignment, light=light, target_bgr=target)
-    return LearntAlignment(alignment, agreement, reason, _problems(alignment, regions))
+        return LearntAlignment(Alignment("none", light, target), agreement, reason)
+    stack = _full_size(stacks[name])
+    stack = _round(seen, _median(few, stack), name, 0)
+    alignment, placed = _finish(name, ground, seen, stack)
+    light, target = _learn_light(alignment, [seen[index].view for index in stack.kept], placed)
+    return LearntAlignment(replace(alignment, light=light, target_bgr=target), agreement, reason)
+
+
+def _spread_over(count: int, most: int) -> list[int]:
+    """Up to `most` of so many rows, evenly spread."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
 def _cut(frame_bgr: np.ndarray, region: tuple[float, float, float, float] | None) -> np.ndarray:
@@ -240,8 +239,13 @@ def _common_ground(views: Sequence[View]) -> tuple[_Ground, list[_Seen], str | N
         held(value, threshold * light_gain(lightness, level))
         for value, lightness in zip(own, levels, strict=True)
     ]
+    # Where the whole threshold lets too much touch the edge, its parts do all the more.
+    touching = sum(
+        edge_share(view.search, limit) > TOUCHING for view, limit in zip(views, limits, strict=True)
+    )
+    shares = OTSU_SHARES if touching <= max(1.0, MOST_FAILING * len(views)) else OTSU_SHARES[:1]
     tried = []
-    for share in OTSU_SHARES:
+    for share in shares:
         found = [
             pieces(foreground(view.search, share * limit))
             for view, limit in zip(views, limits, strict=True)
@@ -332,10 +336,10 @@ def _predicted(seen: Sequence[_Seen], stack: _Stack) -> np.ndarray:
     On all pixels of the view, as `_in_place`: only so can the two be compared. A view without a
     clear part is explained by nothing.
     """
-    size = stack.template.shape
+    size = stack.size
     kept = set(stack.kept)
     aligned = {
-        index: warp(seen[index].view.maps[0], pose, size)
+        index: warp(seen[index].view.maps[stack.level], pose, size)
         for index, pose in enumerate(stack.poses)
         if pose is not None
     }
@@ -345,38 +349,38 @@ def _predicted(seen: Sequence[_Seen], stack: _Stack) -> np.ndarray:
         others = total - own if index in kept else total
         view = seen[index].view
         place = stack.poses[index] @ similarity(1.0, 0.0, (-(size[1] - 1) / 2, -(size[0] - 1) / 2))
-        compared = view.maps[COMPARED]
-        place = scaling(0.5**COMPARED) @ place
+        compared = view.maps[stack.level]
         predicted = cv2.warpAffine(others, place[:2], compared.shape[::-1])
         correlations[index] = _correlation(predicted, compared)
     return correlations
 
 
 def _align(seen: Sequence[_Seen], recipe: str) -> _Stack:
-    """Align the clear parts to each other."""
+    """Align the clear parts to each other, on the maps that recipes are compared on."""
     clear = [index for index, one in enumerate(seen) if one.clear]
     areas = np.array([seen[index].found[0].area for index in clear])
     nearest = np.argsort(np.abs(areas - np.median(areas)), kind="stable")[:ANCHORS]
     # Had a defective part the median area, the others would agree better with another one.
     stacks = [
-        _round(seen, _first_template(seen[clear[index]], recipe), recipe) for index in nearest
+        _round(seen, _first_template(seen[clear[index]], recipe), recipe, COMPARED)
+        for index in nearest
     ]
     stack = max(stacks, key=lambda one: float(np.nanmedian(one.agreements)))
     for _ in range(ROUNDS - 1):
-        stack = _round(seen, stack.template, recipe)
+        stack = _round(seen, _median(seen, stack), recipe, COMPARED)
     return stack
 
 
-def _map_centre(piece: Piece) -> np.ndarray:
-    """The piece's centre in pixels of the map."""
-    return np.array(piece.centre) * ZOOM + (ZOOM - 1) / 2
+def _map_centre(piece: Piece, level: int = 0) -> np.ndarray:
+    """The piece's centre in pixels of the map that has been halved so many times."""
+    return (np.array(piece.centre) + 0.5) * ZOOM * 0.5**level - 0.5
 
 
 def _first_template(one: _Seen, recipe: str) -> np.ndarray:
     """One part on a canvas that has room for the others; elongated ones lie horizontally."""
-    piece = one.found[0]
-    centre = _map_centre(piece)
-    points = piece.contour[:, 0].astype(np.float64) * ZOOM + (ZOOM - 1) / 2 - centre
+    piece, pixel = one.found[0], ZOOM * 0.5**COMPARED
+    centre = _map_centre(piece, COMPARED)
+    points = (piece.contour[:, 0] - np.array(piece.centre)) * pixel
     angle = 0.0
     if recipe == "pose":
         angle = _long_axis(cv2.moments(piece.contour))
@@ -384,9 +388,10 @@ def _first_template(one: _Seen, recipe: str) -> np.ndarray:
     low, high = turned.min(axis=0), turned.max(axis=0)
     pose = similarity(1.0, angle, centre)
     pose[:2, 2] += pose[:2, :2] @ ((low + high) / 2)
-    width, height = (high - low + 2 * ZOOM) * CANVAS
+    width, height = (high - low + 2 * pixel) * CANVAS
     # Multiples of 4 are halved twice without losing a row.
-    return warp(one.view.maps[0], pose, (4 * math.ceil(height / 4), 4 * math.ceil(width / 4)))
+    size = 4 * math.ceil(height / 4), 4 * math.ceil(width / 4)
+    return warp(one.view.maps[COMPARED], pose, size)
 
 
 def _long_axis(moments: dict[str, float]) -> float:
@@ -398,37 +403,49 @@ def _long_axis(moments: dict[str, float]) -> float:
     return 0.5 * math.atan2(2 * mixed, across - down)
 
 
-def _round(seen: Sequence[_Seen], template: np.ndarray, recipe: str) -> _Stack:
-    """Align all clear parts to a template and make it anew of them."""
+def _round(seen: Sequence[_Seen], template: np.ndarray, recipe: str, level: int) -> _Stack:
+    """Align all clear parts to a template, on the maps halved `level` times."""
     search = PoseSearch(template, recipe)
-    poses: list[np.ndarray | None] = []
+    poses: list[np.ndarray | None] = [None] * len(seen)
     agreements = np.full(len(seen), np.nan)
     for index, one in enumerate(seen):
-        if not one.clear:
-            poses.append(None)
-            continue
-        agreements[index], pose = search.pose(one.view.maps, tuple(_map_centre(one.found[0])))
-        poses.append(pose)
-    stack = _Stack(template, poses, agreements)
+        if one.clear:
+            centre = tuple(_map_centre(one.found[0], level).tolist())
+            agreements[index], poses[index] = search.pose(one.view.maps[level:], centre)
+    stack = _Stack(template.shape, level, poses, agreements)
     # Otherwise the template would grow or shrink a little every round.
     scales = [math.sqrt(abs(np.linalg.det(poses[index][:2, :2]))) for index in stack.kept]
     steady = np.diag([1 / np.mean(scales), 1 / np.mean(scales), 1.0])
-    poses = [None if pose is None else pose @ steady for pose in poses]
-    size = template.shape
-    aligned = [warp(seen[index].view.maps[0], poses[index], size) for index in stack.kept]
-    # The median is deaf to a defect, and sharper than the mean.
-    return _Stack(np.median(aligned, axis=0).astype(np.float32), poses, agreements)
+    return replace(stack, poses=[None if pose is None else pose @ steady for pose in poses])
+
+
+def _median(seen: Sequence[_Seen], stack: _Stack) -> np.ndarray:
+    """Template of the parts that look like the others: deaf to a defect, sharper than the mean."""
+    aligned = [
+        warp(seen[index].view.maps[stack.level], stack.poses[index], stack.size)
+        for index in stack.kept
+    ]
+    return np.median(aligned, axis=0).astype(np.float32)
+
+
+def _full_size(stack: _Stack) -> _Stack:
+    """The same on the full maps."""
+    grow = 2**stack.level
+    to_map, to_canvas = scaling(grow), np.diag([1 / grow, 1 / grow, 1.0])
+    poses = [None if pose is None else to_map @ pose @ to_canvas for pose in stack.poses]
+    height, width = stack.size
+    return _Stack((grow * height, grow * width), 0, poses, stack.agreements)
 
 
 def _play(seen: Sequence[_Seen], stack: _Stack) -> float:
     """How far the parts' corners lie from their median place, share of the part's long side."""
-    height, width = (side / CANVAS for side in stack.template.shape)
+    height, width = (side / CANVAS for side in stack.size)
     corners = np.array([[-1, 1, -1, 1], [-1, -1, 1, 1]]) * [[width / 2], [height / 2]]
     corners = np.vstack([corners, np.ones(4)])
     # Relative to the view's middle and size: the pictures may be of different sizes.
     places = []
     for index in stack.kept:
-        rows, columns = seen[index].view.maps[0].shape
+        rows, columns = seen[index].view.maps[stack.level].shape
         middle = np.array([[(columns - 1) / 2], [(rows - 1) / 2]])
         places.append((stack.poses[index] @ corners)[:2] - middle)
     away = np.linalg.norm(np.array(places) - np.median(places, axis=0), axis=1)
@@ -467,14 +484,15 @@ def _silhouette(one: _Seen, area: float) -> np.ndarray:
     return filled
 
 
-def _finish(recipe: str, ground: _Ground, seen: Sequence[_Seen], stack: _Stack) -> Alignment:
-    """Cut the template out of its canvas."""
-    size = stack.template.shape
-    kept = stack.kept
-    shapes = [
-        warp(_silhouette(seen[index], ground.area).astype(np.float32), stack.poses[index], size)
-        for index in kept
-    ]
+def _finish(
+    recipe: str, ground: _Ground, seen: Sequence[_Seen], stack: _Stack
+) -> tuple[Alignment, list[np.ndarray]]:
+    """Cut the template out of its canvas; the alignment and the poses of the parts kept for it."""
+    size = stack.size
+    kept = [seen[index] for index in stack.kept]
+    poses = [stack.poses[index] for index in stack.kept]
+    masks = [_silhouette(one, ground.area).astype(np.float32) for one in kept]
+    shapes = [warp(mask, pose, size) for mask, pose in zip(masks, poses, strict=True)]
     silhouette = np.mean(shapes, axis=0)
     turn = 0.0
     if recipe == "pose":
@@ -488,15 +506,9 @@ def _finish(recipe: str, ground: _Ground, seen: Sequence[_Seen], stack: _Stack) 
     width, height = high - low + 1
     margin = CROP_MARGIN * math.sqrt(width * height)
     crop = (4 * math.ceil((height + 2 * margin) / 4), 4 * math.ceil((width + 2 * margin) / 4))
-    aligned = [warp(seen[index].view.maps[0], stack.poses[index] @ inner, crop) for index in kept]
-    shapes = [
-        warp(
-            _silhouette(seen[index], ground.area).astype(np.float32),
-            stack.poses[index] @ inner,
-            crop,
-        )
-        for index in kept
-    ]
+    poses = [pose @ inner for pose in poses]
+    aligned = [warp(one.view.maps[0], pose, crop) for one, pose in zip(kept, poses, strict=True)]
+    shapes = [warp(mask, pose, crop) for mask, pose in zip(masks, poses, strict=True)]
     alignment = Alignment(
         recipe,
         template=np.median(aligned, axis=0).astype(np.float32),
@@ -512,31 +524,25 @@ def _finish(recipe: str, ground: _Ground, seen: Sequence[_Seen], stack: _Stack) 
     # Against the template as the device will have it.
     search = PoseSearch(alignment.template, recipe)
     agreements = [
-        search.pose(seen[index].view.maps, tuple(_map_centre(seen[index].found[0])))[0]
-        for index in kept
+        search.pose(kept[index].view.maps, tuple(_map_centre(kept[index].found[0]).tolist()))[0]
+        for index in _spread_over(len(kept), TRIED_FRAMES)
     ]
-    return replace(alignment, agreement=float(np.median(agreements)))
+    return replace(alignment, agreement=float(np.median(agreements))), poses
 
 
 def _learn_light(
-    alignment: Alignment, seen: Sequence[_Seen], stack: _Stack
+    alignment: Alignment, views: Sequence[View], poses: Sequence[np.ndarray]
 ) -> tuple[str, tuple[float, float, float] | None]:
     """Light of aligned crops; what counts is the part, the background agrees by itself."""
     height, width = alignment.template.shape
     scale = LIGHT_SIDE / max(height, width)
     size = max(8, round(height * scale)), max(8, round(width * scale))
-    aligner = Aligner(alignment, size)
+    inner = to_template(size, alignment.template.shape)
     crops, levels = [], []
-    for index in stack.kept:
-        view = seen[index].view
-        region_bgr = view.halvings[0]
-        aligned = aligner.align(region_bgr)
-        if aligned.matrix is None:
-            continue
-        x, y = aligned.matrix @ ((size[1] - 1) / 2, (size[0] - 1) / 2, 1.0)
-        share = (x + 0.5) / region_bgr.shape[1], (y + 0.5) / region_bgr.shape[0]
-        levels.append(level_at(view.plane, *share))
-        crops.append(cv2.cvtColor(aligned.pixels_rgb, cv2.COLOR_RGB2BGR))
+    for view, pose in zip(views, poses, strict=True):
+        pixels_rgb, level_bgr = cut_out(view, view.to_view @ pose @ inner, size)
+        crops.append(cv2.cvtColor(pixels_rgb, cv2.COLOR_RGB2BGR))
+        levels.append(level_bgr)
     part = cv2.resize(alignment.silhouette, size[::-1], interpolation=cv2.INTER_AREA) > 0.5
     return _choose_light(crops, np.array(levels), part, aligned=True)
 
@@ -588,27 +594,11 @@ def _spread(values: np.ndarray) -> float:
 
 def _disagreement(pictures: Sequence[np.ndarray], part: np.ndarray) -> float:
     """Median over pictures of the deviation from the mean of the others, grey levels."""
-    rows = np.stack([picture[part].astype(np.float32) for picture in pictures])
-    others = (rows.sum(axis=0) - rows) / (len(rows) - 1)
-    return float(np.median(np.sqrt(((rows - others) ** 2).mean(axis=(1, 2))))) + 1e-6
-
-
-def _problems(alignment: Alignment, regions: Sequence[np.ndarray]) -> list[str | None]:
-    """Why each picture could not be aligned; judged by the device's own code."""
-    # The crop is not looked at: the smallest will do.
-    aligner = Aligner(alignment, (8, 8))
-    problems: list[str | None] = []
-    for picture in regions:
-        aligned = aligner.align(picture)
-        if aligned.empty:
-            problems.append("no part found")
-        elif aligned.problem is not None:
-            problems.append(aligned.problem)
-        elif aligned.agreement < alignment.agreement - 2 * OUTLIER:
-            problems.append(
-                f"looks unlike the other parts: correlation {aligned.agreement:.2f} with their "
-                f"template, theirs is {alignment.agreement:.2f}"
-            )
-        else:
-            problems.append(None)
-    return problems
+    count, inside = len(pictures), np.flatnonzero(part)
+    rows = np.stack([picture.reshape(-1, 3).take(inside, axis=0) for picture in pictures])
+    rows = rows.reshape(count, -1).astype(np.float32)
+    rows -= rows.mean(axis=0)
+    # From the mean of the others a picture lies farther than from that of all, by this factor.
+    apart = count / (count - 1)
+    squares = np.einsum("ij,ij->i", rows, rows) / rows.shape[1]
+    return float(np.median(np.sqrt(squares))) * apart + 1e-6

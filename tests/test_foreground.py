@@ -12,6 +12,7 @@ from edge_app.foreground import (
     THRESHOLD_FREEDOM,
     Background,
     Viewer,
+    capped,
     edge_share,
     foreground,
     halved,
@@ -140,6 +141,9 @@ def test_poses_are_found_on_capped_distances_and_pieces_on_whole_ones():
     view = Viewer(2, threshold=30, level=200).look(picture)
     assert view.maps[0].max() == 30 * CAP
     assert view.search.max() == 190
+    later = capped(Viewer(2).look(picture), 30, 200)
+    for one, other in zip(later.maps, view.maps, strict=True):
+        assert np.array_equal(one, other)
     # In weaker light the cap is lower, so that the maps look the same.
     dim = Viewer(2, threshold=30, level=200).look(cv2.convertScaleAbs(picture, alpha=0.7))
     assert dim.maps[0].max() == pytest.approx(0.7 * 30 * CAP, abs=1)

@@ -17,6 +17,7 @@ LAYERS = [
     ["records", "scorer", "runtime", "preprocess", "arguments", "patches"],
     ["quality"],
     ["foreground", "held_out", "learnt_pictures", "learn_neighbours", "learn_patches"],
+    ["pose"],
     ["align"],
     ["learn_align"],
     ["config", "manifest"],

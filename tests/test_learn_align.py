@@ -8,7 +8,7 @@ import pytest
 
 from edge_app.align import Aligner, alignment_section
 from edge_app.errors import InputError
-from edge_app.foreground import DARK
+from edge_app.foreground import CAP, DARK
 from edge_app.learn_align import learn_alignment
 
 FRAME = (120, 160)
@@ -66,11 +66,24 @@ def crops(alignment, frames) -> np.ndarray:
     return np.stack([aligner.align(frame).pixels_rgb for frame in frames]).astype(float)
 
 
+def strangers(alignment, frames, region=None) -> list[int]:
+    """Frames in which no part is found, or one that looks unlike those learnt."""
+    aligner = Aligner(alignment, SIZE, region)
+    aligned = [aligner.align(frame) for frame in frames]
+    return [
+        index
+        for index, one in enumerate(aligned)
+        if one.empty or one.problem or one.agreement < alignment.agreement - 0.2
+    ]
+
+
 def test_parts_in_any_direction_ask_for_the_pose():
     frames = turned(12)
     learnt = learn_alignment(frames, None)
     assert learnt.alignment.recipe == "pose", learnt.reason
-    assert learnt.problems == [None] * 12
+    assert strangers(learnt.alignment, frames) == []
+    # The template is capped as the device's maps are.
+    assert learnt.alignment.template.max() <= CAP * learnt.alignment.threshold * 1.05
     left = {name: values["unexplained"] for name, values in learnt.agreement.items()}
     assert left["pose"] < 0.3 * left["none"] and left["pose"] < 0.3 * left["centre"]
     # They lie the same way: what differs between the crops is little more than noise.
@@ -120,7 +133,8 @@ def test_pictures_of_different_sizes_are_allowed():
     sizes = [(160 + 8 * index, 120 + 6 * index) for index in range(8)]
     frames = [cv2.resize(frame, size) for frame, size in zip(turned(8), sizes, strict=True)]
     learnt = learn_alignment(frames, None)
-    assert learnt.alignment.recipe == "pose" and learnt.problems == [None] * 8
+    assert learnt.alignment.recipe == "pose"
+    assert strangers(learnt.alignment, frames) == []
     assert learn_alignment([frame[: 60 + i] for i, frame in enumerate(texture(8))], None)
 
 
@@ -130,9 +144,8 @@ def test_one_in_ten_may_be_something_else():
     frames[11] = np.full((*FRAME, 3), 200, np.uint8)
     learnt = learn_alignment(frames, None)
     assert learnt.alignment.recipe == "pose", learnt.reason
-    bad = [index for index, problem in enumerate(learnt.problems) if problem]
+    bad = strangers(learnt.alignment, frames)
     assert bad == [3, 11]
-    assert "no part" in learnt.problems[11]
     clean = learn_alignment([frame for i, frame in enumerate(frames) if i not in bad], None)
     assert learnt.alignment.area == pytest.approx(clean.alignment.area, rel=0.02)
     assert learnt.alignment.aspect == pytest.approx(clean.alignment.aspect, rel=0.06)
@@ -147,8 +160,7 @@ def test_strangers_of_the_usual_size_do_not_widen_the_crop():
         # As large as the part, but round.
         cv2.circle(frames[index], (80, 60), 21, (70, 70, 70), cv2.FILLED)
     learnt = learn_alignment(frames, None)
-    assert [index for index, problem in enumerate(learnt.problems) if problem] == [3, 11]
-    assert "unlike" in learnt.problems[3]
+    assert strangers(learnt.alignment, frames) == [3, 11]
     assert learnt.alignment.aspect == pytest.approx(clean.aspect, rel=0.03)
 
 
@@ -191,8 +203,10 @@ def test_a_region_leaves_out_what_touches_the_edge():
         rails[:, 30:190] = frame
         frames.append(rails)
     assert learn_alignment(frames, None).alignment.recipe == "none"
-    learnt = learn_alignment(frames, (30 / 220, 0.0, 190 / 220, 1.0))
-    assert learnt.alignment.recipe == "pose" and learnt.problems == [None] * 8
+    region = (30 / 220, 0.0, 190 / 220, 1.0)
+    learnt = learn_alignment(frames, region)
+    assert learnt.alignment.recipe == "pose"
+    assert strangers(learnt.alignment, frames, region) == []
 
 
 def test_the_template_does_not_grow_over_the_rounds():
@@ -202,6 +216,24 @@ def test_the_template_does_not_grow_over_the_rounds():
     scales = [np.sqrt(np.linalg.det(aligner.align(frame).matrix[:, :2])) for frame in frames]
     # One pixel of the template is half a pixel of the searched picture of 128: 160 / 256 here.
     assert np.mean(scales) == pytest.approx(160 / 256, rel=0.01)
+
+
+def test_more_pictures_than_the_recipes_are_tried_on():
+    frames = turned(40)
+    wide = [part(30 * index, seed=index, scale=1.0) for index in range(40)]
+    learnt, other = (learn_alignment(some, None).alignment for some in (frames, wide))
+    assert learnt.recipe == other.recipe == "pose"
+    assert learnt.aspect == pytest.approx(other.aspect, rel=0.05)
+    assert learnt.agreement == pytest.approx(other.agreement, abs=0.01)
+    assert strangers(learnt, frames + wide) == []
+
+
+def test_small_parts_are_aligned_as_well():
+    # On the maps that the recipes are tried on, 15 by 7 pixels.
+    frames = turned(10, scale=0.3)
+    learnt = learn_alignment(frames, None)
+    assert learnt.alignment.recipe == "pose", learnt.reason
+    assert strangers(learnt.alignment, frames) == []
 
 
 def test_learning_comes_again_to_the_last_digit():
