@@ -59,7 +59,8 @@ class Trial:
     Attributes
     ----------
     name : str
-    settings : PatchSettings or ScorerSettings
+    settings : PatchSettings or ScorerSettings or str
+        A string where no scorer was tried but an alignment's recipe.
     drawn_auroc : float
         Held-out good pictures against those with a drawn defect, 0 to 1.
     low, high : float
@@ -74,7 +75,7 @@ class Trial:
     """
 
     name: str
-    settings: PatchSettings | ScorerSettings
+    settings: PatchSettings | ScorerSettings | str
     drawn_auroc: float
     low: float
     high: float
@@ -167,7 +168,7 @@ def choose_scorer(
         return default, []
     drawn = Encodings(drawn_rgb, encoder)
     held_out, _ = folds(groups[rows])
-    bench = _Bench(encodings, rows, drawn, drawn_on, held_out, encoder, weigh)
+    bench = Bench(encodings, rows, drawn, drawn_on, held_out, encoder, weigh)
     scores: dict[str, tuple[PatchSettings | ScorerSettings, np.ndarray, np.ndarray]] = {}
     for name, settings in _candidates(encoder.map_shapes, most_bytes):
         progress(name)
@@ -212,7 +213,7 @@ def _candidates(
     yield "pooled knn", ScorerSettings("knn")
 
 
-class _Bench:
+class Bench:
     """Held-out scores of candidates; what several of them share is computed once."""
 
     def __init__(
@@ -312,9 +313,9 @@ class _Bench:
 
 
 def decide(
-    scores: Mapping[str, tuple[PatchSettings | ScorerSettings, np.ndarray, np.ndarray]],
-    default: PatchSettings,
-    cost: Callable[[PatchSettings], tuple[float, int]],
+    scores: Mapping[str, tuple[PatchSettings | ScorerSettings | str, np.ndarray, np.ndarray]],
+    default: PatchSettings | str,
+    cost: Callable[[PatchSettings], tuple[float, int]] | None = None,
 ) -> list[Trial]:
     """
     The default, unless another candidate is better by more than chance and cheap enough.
@@ -324,11 +325,11 @@ def decide(
     scores : mapping of str to (settings, good, bad)
         Of each candidate by its name: its settings, and the scores, shape (n,) and (m,), that it
         gave the good pictures and those with a drawn defect. All candidates scored the same ones.
-    default : PatchSettings
+    default : PatchSettings or str
         Settings of one of them.
-    cost : callable
+    cost : callable, optional
         Gives the time of scoring over that of the encoder, and the reference's bytes. Asked only
-        for candidates that would be chosen.
+        for patch scorers that would be chosen; without it none is too slow.
 
     Returns
     -------
@@ -360,7 +361,7 @@ def decide(
     for row in order[: order.index(usual)]:
         if better[row] < SURE or whole[row] - whole[usual] < LEAST_GAIN:
             continue
-        if isinstance(settings[row], PatchSettings):
+        if cost is not None and isinstance(settings[row], PatchSettings):
             ratio, used[row] = cost(settings[row])
             if ratio > MOST_SCORE_SHARE:
                 notes[row] = f"too slow: scoring takes {ratio:.2f} of the encoder's time"

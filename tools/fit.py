@@ -32,6 +32,7 @@ from edge_app.enrol import (
     kept_pictures,
     learn,
     promise,
+    quality_section,
     refuse_too_few_images,
     threshold_of,
     usable_maps,
@@ -48,6 +49,7 @@ from edge_app.scorer import FEATURE_SCALINGS, SCORERS
 from edge_app.sources.folder import list_pictures, read_picture
 from tools.choose import Trial, choose_scorer, table
 from tools.choose import sentence as trials_sentence
+from tools.choose_alignment import AlignmentChoice, choose_recipe
 from tools.inspection_set import good_pictures
 
 if TYPE_CHECKING:
@@ -126,7 +128,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("auto", *RECIPES),
         default="auto",
         help="bring the part to one place (centre) and direction (pose) first; auto (default): "
-        "what makes the good pictures agree best",
+        "what makes the good pictures agree best, unless another one tells drawn defects clearly "
+        "better from held-out good pictures",
     )
     add(
         "--scorer",
@@ -193,12 +196,16 @@ def run(args: argparse.Namespace) -> int:
     from tools.network import map_layers_of, map_shapes_of
 
     empty = tuple(_frames(_empty_paths(args)))
-    alignment, reason = Alignment("none"), None
+    alignment, reason, choice = Alignment("none"), None, None
     if paths and not args.encoder_only:
+        frames = _sample(paths)
         wanted = None if args.align == "auto" else args.align
-        learnt = choose_alignment(_sample(paths), args.region, wanted, empty)
-        alignment, reason = learnt.alignment, learnt.reason
+        learnt = choose_alignment(frames, args.region, wanted, empty)
         _say_agreement(learnt)
+        choice = AlignmentChoice(learnt)
+        if wanted is None:
+            choice = _choose_recipe(args, frames, learnt, empty)
+        alignment, reason = choice.learnt.alignment, choice.learnt.reason
     network, origin = _network(args, alignment.aspect or 1.0)
     size = tuple(int(side) for side in network.input_shape[1:3])
     aligner = Aligner(alignment, size, args.region)
@@ -240,7 +247,10 @@ def run(args: argparse.Namespace) -> int:
     manifest["provenance"]["good_images"] = len(learning.pictures)
     if trials:
         sections["scorer"]["trials"] = [_trial(trial) for trial in trials]
+    if choice.trials:
+        sections["alignment"]["trials"] = choice.section()
     sections["scorer"]["layers"] = list(map_layers_of(network))
+    sections["quality"] = quality_section(gathered, learning)
     decoder_bytes = None
     if not args.no_decoder:
         # What was left out as not good must not be redrawn as good either.
@@ -259,6 +269,9 @@ def run(args: argparse.Namespace) -> int:
     for sentence in gathered.skipped:
         print(f"not learnt: {sentence}", file=sys.stderr)
     print(f"alignment {reason}")
+    if choice.trials:
+        print(choice.table())
+        print(choice.sentence())
     if trials:
         print(table(trials))
         print(trials_sentence(trials))
@@ -275,7 +288,8 @@ def run(args: argparse.Namespace) -> int:
         print(sentence)
     if args.report:
         rows = [{**_trial(trial), "chosen": trial.chosen} for trial in trials]
-        write_report(args.report, bundle.manifest, learning, gathered.pictures, rows, reason)
+        why = f"{reason}; {choice.figures()}" if choice.trials else reason
+        write_report(args.report, bundle.manifest, learning, gathered.pictures, rows, why)
         print(f"report: {args.report}")
     print(f"bundle: {bundle.path}")
     return _done(args, bundle)
@@ -297,6 +311,38 @@ def _say_agreement(learnt: LearntAlignment) -> None:
     for recipe, figures in learnt.agreement.items():
         said = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         print(f"alignment {recipe}: {said}")
+
+
+def _choose_recipe(
+    args: argparse.Namespace,
+    frames: Sequence[Frame],
+    learnt: LearntAlignment,
+    empty: Sequence[Frame],
+) -> AlignmentChoice:
+    from tqdm import tqdm
+
+    from tools.convert import to_tflite
+    from tools.network import map_shapes_of, multiply_adds
+
+    made: dict[tuple[int, ...], tuple[Encoder, int]] = {}
+
+    def encoder_of(aspect: float) -> tuple[Encoder, int]:
+        network, _ = _network(args, aspect)
+        shape = tuple(network.input_shape)
+        if shape not in made:
+            # What is chosen is converted once more, and then compared with its original.
+            encoder_bytes = to_tflite(network, "float32")
+            encoder = Encoder(encoder_bytes, SCALE, OFFSET, map_shapes=map_shapes_of(network))
+            made[shape] = encoder, affordable_bytes(multiply_adds(network))
+        return made[shape]
+
+    with tqdm(desc="choosing the alignment", unit="picture", delay=2, leave=False) as bar:
+
+        def progress(what: str) -> None:
+            bar.set_postfix_str(what, refresh=False)
+            bar.update()
+
+        return choose_recipe(frames, args.region, learnt, encoder_of, empty, args.seed, progress)
 
 
 def _sample(paths: Sequence[Path]) -> list[Frame]:
