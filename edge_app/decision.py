@@ -186,9 +186,7 @@ def _part(finding: Finding, index: int, state: State, rules: Rules) -> tuple[Dec
     return replace(decision, part=part.part), replace(state, open_part=part)
 
 
-def _triggered(
-    finding: Finding, index: int, state: State, rules: Rules
-) -> tuple[Decision, State]:
+def _triggered(finding: Finding, index: int, state: State, rules: Rules) -> tuple[Decision, State]:
     decision, part = _single(finding, rules), state.open_part
     if part is None:
         return decision, state

@@ -173,7 +173,7 @@ def near_duplicate_groups(thumbnails: np.ndarray) -> np.ndarray:
     if count < LEAST_GROUPS:
         # So few have no ordinary likeness to stand out from.
         return np.arange(count)
-    # Late, as it takes longer to import than 50 pictures to encode; scikit-learn's takes thrice that.
+    # Late: it takes longer to import than 50 pictures to encode. scikit-learn takes thrice that.
     from scipy.cluster.hierarchy import linkage
 
     rows = thumbnails.reshape(count, -1).astype(np.float32)
