@@ -36,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenCV's and FFmpeg's own lines would stand beside the one sentence that says it better.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    # Before any command imports numpy: the products behind a score are too small to be shared out,
+    # and with other work on the machine the threads of its BLAS wait for each other, up to ten
+    # times as long as the product takes.
+    for library in ("OPENBLAS", "OMP"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(arguments).parse_args(arguments)
     args.typed = arguments  # for the record of how a bundle was made

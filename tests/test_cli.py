@@ -391,3 +391,19 @@ def test_a_damaged_bundle_ends_with_78(tmp_path, capsys, clip_path, nut_path):
     (tmp_path / "nut" / "encoder.tflite").write_bytes(b"x")
     code, sentence = refused(capsys, "inspect", clip_path, "--bundle", tmp_path / "nut")
     assert code == 78 and "encoder.tflite" in sentence
+
+
+def test_one_thread_of_blas_whatever_the_machine(nut_path):
+    # Set before numpy is loaded, or it has no effect.
+    code = (
+        "import os, sys; from edge_app.cli import main; "
+        f"main(['bench', '--bundle', {str(nut_path)!r}, '--frames', '1']); "
+        "import numpy as np; a = np.ones((600, 600), np.float32); "
+        "before = len(os.listdir('/proc/self/task')); a @ a; "
+        "print('threads', before, len(os.listdir('/proc/self/task')))"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    assert done.stdout.splitlines()[-1] == "threads 1 1", done.stdout + done.stderr
