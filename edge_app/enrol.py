@@ -23,6 +23,7 @@ from edge_app.encoder import Encoder
 from edge_app.errors import InputError
 from edge_app.held_out import (
     Threshold,
+    blinding,
     calibrate,
     far_beyond,
     folds,
@@ -323,8 +324,9 @@ def choose_alignment(
     """
     whole = Preprocessing((1, 1), region)
     usable = [frame.frame_bgr for frame in frames if _unlearnable(frame, whole) is None]
-    # A picture that is there twice must not count twice.
-    pictures = list({picture.tobytes(): picture for picture in usable}.values())
+    # A picture that is there twice must not count twice; one that equals another in every eighth
+    # pixel is there twice.
+    pictures = list({(p.shape, p[::8, ::8].tobytes()): p for p in usable}.values())
     if not pictures:
         reasons = [_unlearnable(frame, whole) for frame in frames]
         first = f" (first: {frames[0].source}: {reasons[0]})" if reasons else ""
@@ -522,7 +524,7 @@ def learn(
     chosen = [pictures[row] for row in kept]
     # A picture that is not good must not set the limit that it should have been found by. Where so
     # many look odd that some are surely not good, none of them counts.
-    uncounted = odd if patch_settings.trim else far_beyond(scores, groups[kept], odd, wanted_rate)
+    uncounted = odd if patch_settings.trim else blinding(scores, groups[kept], odd, wanted_rate)
     counted = _without(np.arange(len(kept)), uncounted)
     odd_left = np.flatnonzero(np.isin(counted, odd))
     threshold = calibrate(scores[counted], wanted_rate, groups[kept][counted], odd_left)
@@ -577,15 +579,15 @@ def _learn_kind(
         return arrays, asdict(settings), scores, np.empty(0, int)
     components, map_shapes = patch_settings.components, encoder.map_shapes
     weight = part_weight(alignment, finest_grid(components, map_shapes))
-    # A strange picture must not have a say in what is strange. Those that are as a whole unlike the
-    # rest are kept out of axes and standardisation from the start: the axes would be their own. If
-    # others stand out then, in some place, both are taken once more without them.
-    ordinary = _without(np.arange(len(rows)), least_like(encodings.strangeness(rows), groups))
+    # A picture that no good one would be must not have a say in what is strange. Those that are so
+    # as a whole are kept out of axes and standardisation from the start: the axes would be their
+    # own. If others are so in some place, both are taken once more without them.
+    ordinary = _without(np.arange(len(rows)), _strange(encodings.strangeness(rows), groups))
     for last in (False, True):
         projections = {c: encodings.learn_features(c, rows[ordinary]) for c in components}
         features = {c: encodings.features(c, projections[c], rows) for c in components}
         distances = held_out_distances(patch_settings, features, held_out, map_shapes)
-        odd = least_like(robust_scores(patch_settings, distances, weight), groups)
+        odd = _strange(robust_scores(patch_settings, distances, weight), groups)
         if last or not np.isin(odd, ordinary).any():
             break
         ordinary = _without(ordinary, odd)
@@ -596,6 +598,12 @@ def _learn_kind(
     scale = {"low": low, "high": RED_OVER_LOW * low}
     apart = np.setdiff1d(np.arange(len(rows)), ordinary)
     return arrays, {**asdict(settings), **section, "colour_scale": scale}, scores, apart
+
+
+def _strange(scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    odd = least_like(scores, groups)
+    # Of few pictures each weighs too much to wait for a tail to tell.
+    return odd if len(scores) < FEW_IMAGES else far_beyond(scores, groups, odd)
 
 
 def _without(rows: np.ndarray, odd: np.ndarray) -> np.ndarray:

@@ -365,11 +365,9 @@ def calibrate(
     return Threshold(value, method, wanted_rate, supported, images, count)
 
 
-def far_beyond(
-    scores: np.ndarray, groups: np.ndarray, odd: np.ndarray, wanted_rate: float
-) -> np.ndarray:
+def far_beyond(scores: np.ndarray, groups: np.ndarray, odd: np.ndarray) -> np.ndarray:
     """
-    Those of the odd pictures that no good one would be, and that would blind the threshold.
+    Those of the odd pictures that no good one would be.
 
     Parameters
     ----------
@@ -378,24 +376,36 @@ def far_beyond(
     groups : ndarray of int, shape (n,)
     odd : ndarray of int
         Rows that `least_like` lists.
-    wanted_rate : float
-        As in `calibrate`.
 
     Returns
     -------
     ndarray of int
         Rows of `odd` that lie beyond what the other pictures' exponential tail, as in `calibrate`,
         gives for a rate of `NEVER` over their number: were all good, one of them would lie there
-        once in a hundred sets. And beyond `BLINDING` times the threshold that the others give: with
-        few pictures tails are not to be trusted, and a good part that lies differently is believed
-        where that costs no more. None where the others are too few for a tail.
+        once in a hundred sets. None where the others are too few for a tail.
     """
     rest = np.delete(np.arange(len(scores)), odd)
     if not len(odd) or len(rest) < LEAST_TAIL or not np.isfinite(scores[rest]).all():
         return odd[:0]
     never, _ = _extrapolated(scores[rest], groups[rest], NEVER / len(rest))
+    return odd[scores[odd] > never]
+
+
+def blinding(
+    scores: np.ndarray, groups: np.ndarray, odd: np.ndarray, wanted_rate: float
+) -> np.ndarray:
+    """
+    Those of `far_beyond` that also lie beyond `BLINDING` times the threshold of the others.
+
+    With few pictures tails are not to be trusted, and a good part that lies differently is believed
+    where that costs no more. Parameters as in `far_beyond` and `calibrate`.
+    """
+    far = far_beyond(scores, groups, odd)
+    if not len(far):
+        return far
+    rest = np.delete(np.arange(len(scores)), odd)
     threshold = calibrate(scores[rest], wanted_rate, groups[rest]).value
-    return odd[scores[odd] > max(never, BLINDING * threshold)]
+    return far[scores[far] > BLINDING * threshold]
 
 
 def _extrapolated(scores: np.ndarray, groups: np.ndarray, wanted_rate: float) -> tuple[float, str]:

@@ -12,6 +12,7 @@ from edge_app.errors import InputError
 from edge_app.held_out import (
     THUMBNAIL_SIDE,
     Threshold,
+    blinding,
     calibrate,
     far_beyond,
     false_reject_interval,
@@ -336,10 +337,10 @@ def test_far_beyond_is_what_no_good_picture_would_be():
     for beyond, found in ((limit * 1.05, 0), (limit * 8, 1)):
         with_one = np.append(scores, beyond)
         odd = np.array([60])
-        assert len(far_beyond(with_one, groups, odd, 0.01)) == found
+        assert len(far_beyond(with_one, groups, odd)) == found
     # Too few others to know what is usual.
     few = np.array([1.0, 1.1, 1.2, 50.0])
-    assert len(far_beyond(few, np.arange(4), np.array([3]), 0.01)) == 0
+    assert len(far_beyond(few, np.arange(4), np.array([3]))) == 0
 
 
 def test_far_beyond_counts_few_good_pictures_in_of_heavy_tailed_sets():
@@ -348,5 +349,12 @@ def test_far_beyond_counts_few_good_pictures_in_of_heavy_tailed_sets():
     for _ in range(200):
         scores = generator.lognormal(sigma=0.5, size=50)
         odd = least_like(scores)
-        counted_out += len(far_beyond(scores, np.arange(50), odd, 0.01))
+        counted_out += len(far_beyond(scores, np.arange(50), odd))
     assert counted_out <= 0.005 * 200 * 50
+
+
+def test_blinding_is_far_beyond_the_threshold_too():
+    scores = np.append(np.linspace(1.0, 1.1, 60), [1.5, 9.0])
+    groups, odd = np.arange(62), np.array([60, 61])
+    assert list(far_beyond(scores, groups, odd)) == [60, 61]
+    assert list(blinding(scores, groups, odd, 0.05)) == [61]
