@@ -208,8 +208,10 @@ def learn_alignment(
     if name == "none":
         light, target = _learn_light_of_regions(chosen)
         return LearntAlignment(Alignment("none", light, target), agreement, reason)
-    stack = _full_size(stacks[name])
-    stack = _round(seen, _median(few, stack), name, 0)
+    stack = _round(seen, _median(few, _full_size(stacks[name])), name, 0)
+    # Once more to the template of all: on 54 screws the crops of 320 then agreed as well as they
+    # ever did (0.9600 against 0.9585).
+    stack = _round(seen, _median(seen, stack), name, 0)
     alignment, placed = _finish(name, ground, seen, stack)
     light, target = _learn_light(alignment, [seen[index].view for index in stack.kept], placed)
     return LearntAlignment(replace(alignment, light=light, target_bgr=target), agreement, reason)
