@@ -28,8 +28,15 @@ venv: $(VENV)/workstation
 test: $(VENV)/workstation
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/workstation
-	$(BIN)/python -m pytest -m slow
+# The live window is tested with an OpenCV that has windows, in an environment of its own; it needs Xvfb
+# and xdotool (apt install xvfb xdotool), or those tests are skipped.
+$(VENV)-window/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-window
+	$(VENV)-window/bin/pip install --quiet --disable-pip-version-check --editable '.[window]'
+	touch $@
+
+test-slow: $(VENV)/workstation $(VENV)-window/ready
+	EDGE_APP_WINDOW_PYTHON=$(VENV)-window/bin/python $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/workstation
 	$(BIN)/ruff check .
@@ -47,4 +54,4 @@ parity: $(VENV)/workstation
 		--python $(VENV)-tflite/bin/python
 
 clean:
-	rm -rf $(VENV) $(VENV)-tflite $(OUT)
+	rm -rf $(VENV) $(VENV)-tflite $(VENV)-window $(OUT)

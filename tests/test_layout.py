@@ -33,7 +33,13 @@ LAYERS = [
     ["sources", "sinks"],
     ["inspector"],
     ["station", "bench", "doctor"],
+    ["live", "live.keys", "live.slot", "live.text", "live.dial", "live.display"],
+    ["live.scene", "live.journal", "live.knowledge"],
+    ["live.view", "live.worker"],
+    ["live.session"],
+    ["live.window"],
     ["commands", "commands.inspect", "commands.enroll", "commands.bench", "commands.doctor"],
+    ["commands.live"],
     ["cli"],
     ["__main__"],
 ]

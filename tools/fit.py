@@ -81,7 +81,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--out", required=True, metavar="B", type=Path, help="the new bundle; must not exist")
     add("--part", metavar="NAME", help="name of the part (default: the name of B)")
-    add("--seed", type=int, default=0, metavar="N", help="of the decoder's training (default: 0)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the drawn defects and the decoder's training (default: 0)",
+    )
     add(
         "--preset",
         choices=("fast", "balanced", "accurate"),

@@ -88,14 +88,19 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         raise
     try:
         probe.refuse()
-        return _run(args, config, threads, bundle, source)
+        return _run(args, config, threads, bundle, source, probe)
     finally:
         probe.close()
         source.close()
 
 
 def _run(
-    args: argparse.Namespace, config: Config, threads: int, bundle: Bundle, source: Source
+    args: argparse.Namespace,
+    config: Config,
+    threads: int,
+    bundle: Bundle,
+    source: Source,
+    probe: Probe,
 ) -> int:
     from edge_app.live import window
 
@@ -144,7 +149,7 @@ def _run(
     session.full_screen = args.full_screen
     worker.start()
     try:
-        window.run(session, config.live.width, config.live.height)
+        window.run(session, config.live.width, config.live.height, probe.close)
     finally:
         worker.close()
         writer.close(FINISH_S)

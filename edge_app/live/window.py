@@ -1,0 +1,137 @@
+"""
+The window itself; the only file that calls OpenCV's window functions.
+
+All of them are called in one thread, the main one, as every toolkit wants it. That thread draws
+nothing: another one does, so that it is nearly always waiting for keys. OpenCV's Qt window keeps
+one key only until it is asked for, and of two that are typed while the thread is away the first
+would be lost. What is left is the 3 to 5 ms in which Qt itself paints (x86-64, up to 1920 x 1080):
+of 60 keys typed 20 ms apart all arrive, of 60 typed 5 ms apart, faster than fingers, 38 or more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from edge_app.live import view
+from edge_app.live.scene import Shown
+from edge_app.live.session import Session
+from edge_app.live.slot import Slot
+
+TITLE = "edge-app"
+# Between two looks for new pictures, milliseconds.
+WAIT_MS = 10
+# Drawn so often at most, a second: a film looks smooth, and a board stays cool.
+MOST_FPS = 25.0
+# Without anything new it is drawn so often, seconds: messages go, ages grow.
+REDRAW_S = 0.25
+SMALLEST = (320, 240)
+_MOUSE = {
+    cv2.EVENT_LBUTTONDOWN: "down",
+    cv2.EVENT_MOUSEMOVE: "moved",
+    cv2.EVENT_LBUTTONUP: "up",
+}
+
+
+class _Painter:
+    """Draws in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.orders: Slot[tuple[Shown, tuple[int, int]]] = Slot()
+        self.pictures: Slot[tuple[np.ndarray, view.Layout]] = Slot()
+        self.problem: Exception | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="painter", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join(2.0)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            order = self.orders.take(0.1)
+            if order is None:
+                continue
+            shown, size = order
+            try:
+                where = view.layout(size, view.frame_shape(shown))
+                self.pictures.put((view.draw(shown, size), where))
+            except Exception as error:
+                self.problem = error
+                return
+
+
+def run(session: Session, width: int, height: int, opened: Callable[[], None]) -> None:
+    """
+    Show the session in a window until it is over or the window is closed.
+
+    Parameters
+    ----------
+    session : Session
+    width, height : int
+        Of the window, pixels.
+    opened : callable
+        Called when the window shows its first picture.
+    """
+    cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_FREERATIO | cv2.WINDOW_GUI_NORMAL)
+    cv2.resizeWindow(TITLE, width, height)
+    painter = _Painter()
+    where: view.Layout | None = None
+
+    def mouse(event: int, x: int, y: int, flags: int, _: object) -> None:
+        what = _MOUSE.get(event)
+        if what is not None and where is not None:
+            box = where.picture
+            session.mouse(what, (x - box.x) / box.w, (y - box.y) / box.h)
+
+    cv2.setMouseCallback(TITLE, mouse)
+    try:
+        ordered_s, full_screen, shown_once, pressed = 0.0, False, False, False
+        while not session.over:
+            new = session.tick()
+            now_s = time.monotonic()
+            since_s = now_s - ordered_s
+            if since_s >= REDRAW_S or (new or pressed) and since_s >= 1 / MOST_FPS:
+                painter.orders.put((session.shown(), _size((width, height))))
+                ordered_s = now_s
+            if painter.problem is not None:
+                raise painter.problem
+            drawn = painter.pictures.take()
+            if drawn is not None:
+                picture, where = drawn
+                cv2.imshow(TITLE, picture)
+                if not shown_once:
+                    opened()
+                    session.opened(picture.shape[1], picture.shape[0])
+                shown_once = True
+            pressed, wait_ms = False, WAIT_MS
+            # Until none is left, so that none waits for a picture.
+            while (code := cv2.waitKeyEx(wait_ms)) != -1:
+                session.press(code)
+                pressed, wait_ms = True, 1
+            if session.full_screen != full_screen:
+                full_screen = session.full_screen
+                _set_full_screen(full_screen)
+            if shown_once and cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) < 1:
+                return
+    finally:
+        painter.close()
+        cv2.destroyAllWindows()
+
+
+def _size(asked: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) that the window has now."""
+    _, _, width, height = cv2.getWindowImageRect(TITLE)
+    if width < 1 or height < 1:
+        return asked
+    return max(width, SMALLEST[0]), max(height, SMALLEST[1])
+
+
+def _set_full_screen(on: bool) -> None:
+    state = cv2.WINDOW_FULLSCREEN if on else cv2.WINDOW_NORMAL
+    cv2.setWindowProperty(TITLE, cv2.WND_PROP_FULLSCREEN, state)
