@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from edge_app.live.keys import KEYS, key_of
@@ -48,3 +50,10 @@ def test_other_codes_of_a_key(code, action):
 def test_what_is_no_key_is_none(code):
     # Shift, Caps Lock, an arrow, F2: none of them may be mistaken for a letter.
     assert key_of(code) is None
+
+
+def test_the_page_has_the_table_of_keys():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "bench.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for key in KEYS:
+        assert f"| `{key.label}` | {key.help} |" in rows
