@@ -21,10 +21,12 @@ from edge_app.enrol import (
     ALIGN_PICTURES,
     LEAST_IMAGES,
     Encodings,
+    Gathered,
     choose_alignment,
     gather,
     kept_pictures,
     learn,
+    quality_section,
     settings_of,
     usable_maps,
 )
@@ -35,7 +37,6 @@ from edge_app.learnt_pictures import FALSE_ALARM, GOOD, LearntPicture, unpack
 from edge_app.manifest import canonical_sha256
 from edge_app.preprocess import Preprocessing
 from edge_app.presence import EmptyView, empty_view_of
-from edge_app.quality import Limits, as_section, learn_limits, measure, merge_limits, read_limits
 from edge_app.records import Frame
 
 Region = tuple[float, float, float, float] | None
@@ -182,9 +183,7 @@ class Teacher:
             empty_view,
             progress=lambda count: progress("cutting out", count, len(frames)),
         )
-        taught = _Lesson(
-            gathered.pictures, alignment, gathered.empty_view, _limits(frames, empty_frames, region)
-        )
+        taught = _Lesson(gathered.pictures, alignment, gathered.empty_view, None, gathered)
         rate = self._settings.false_reject_rate
         # A decoder redraws the part it was trained on and no other.
         learnt = self._learn(knowledge, taught, settings, patches, rate, False, progress)
@@ -217,10 +216,11 @@ class Teacher:
             )
         except InputError as error:
             raise InputError(_why(str(error))) from None
-        limits = read_limits(bundle.manifest["quality"])
+        before = bundle.manifest["quality"]
         # A reference from before there were limits has none: one picture cannot give them.
-        limits = limits and merge_limits(limits, _limits([frame], (), region))
-        lesson = _Lesson([*known, *gathered.pictures], alignment, gathered.empty_view, limits)
+        measured = None if before is None else gathered
+        pictures = [*known, *gathered.pictures]
+        lesson = _Lesson(pictures, alignment, gathered.empty_view, before, measured)
         learnt = self._relearn(knowledge, lesson, progress)
         return replace(
             learnt,
@@ -243,8 +243,8 @@ class Teacher:
                 f"nothing to undo: {LEAST_IMAGES} pictures are the least to learn from"
             )
         alignment = read_alignment(bundle.manifest["alignment"], bundle.reference)
-        limits = read_limits(bundle.manifest["quality"])
-        lesson = _Lesson(list(known[:-1]), alignment, empty_view_of(bundle), limits)
+        quality = bundle.manifest["quality"]
+        lesson = _Lesson(list(known[:-1]), alignment, empty_view_of(bundle), quality)
         learnt = self._relearn(knowledge, lesson, progress)
         return replace(learnt, taught=(*knowledge.taught, "u")), known[-1].image_id
 
@@ -294,11 +294,13 @@ class Teacher:
             patches,
             encodings,
         )
-        region = knowledge.region
+        region, quality = knowledge.region, lesson.quality
+        if lesson.measured is not None:
+            quality = quality_section(lesson.measured, learning, quality)
         manifest = {
             **base.manifest,
             **learning.sections,
-            "quality": as_section(lesson.limits),
+            "quality": quality,
             "input": {**base.manifest["input"], "region": list(region) if region else None},
             "provenance": {
                 **base.manifest["provenance"],
@@ -316,20 +318,13 @@ class Teacher:
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What is to be learnt."""
+    """What is to be learnt; `measured` are frames that widen the section `quality`."""
 
     pictures: list[LearntPicture]
     alignment: Alignment
     empty_view: EmptyView | None
-    limits: Limits | None
-
-
-def _limits(
-    frames: Sequence[Frame], empty_frames: Sequence[Frame], region: Region
-) -> Limits | None:
-    seen = [measure(frame.frame_bgr, region) for frame in frames if frame.frame_bgr is not None]
-    empty = [measure(frame.frame_bgr, region) for frame in empty_frames]
-    return learn_limits(seen, empty)
+    quality: dict[str, Any] | None
+    measured: Gathered | None = None
 
 
 def _why(sentence: str) -> str:
