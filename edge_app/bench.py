@@ -106,7 +106,7 @@ def bench(
         )
         bare = _bare_call(bundle, frames_bgr[0], threads)
         stages: dict[str, list[float]] = {}
-        loop_ms, encoder_ms = [], []
+        loop_ms, encoder_ms, unscored = [], [], 0
         clock = time.perf_counter
         for index in range(WARM_UP):
             inspector.inspect(Frame(index, "bench", frames_bgr[index % len(frames_bgr)]))
@@ -118,7 +118,15 @@ def bench(
                 frame = Frame(index, "bench", frames_bgr[index % len(frames_bgr)].copy())
                 at = clock()
                 (result,) = inspector.inspect(frame)
-                loop_ms.append((clock() - at) * 1e3)
+                took_ms = (clock() - at) * 1e3
+                if "score" not in result.latency_ms:
+                    unscored += 1
+                    if unscored > loops:
+                        raise InputError(
+                            "hardly a frame shows a part, so there is nothing to measure"
+                        )
+                    continue
+                loop_ms.append(took_ms)
                 for stage, ms in result.latency_ms.items():
                     stages.setdefault(stage, []).append(ms)
             for _ in block:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -76,6 +77,8 @@ def _execute(args: argparse.Namespace) -> int:
 
     from edge_app.config import load_config
 
+    # What camera and heat watch have to say, once each time it changes.
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     config = load_config(args.config)
     threads = args.threads if args.threads is not None else config.runtime.threads
     cv2.setNumThreads(threads)

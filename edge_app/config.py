@@ -241,6 +241,13 @@ def load_config(path: Path | str | None = None) -> Config:
                 f"{path or DEFAULT_FILE}: [{section}] {lower} is {low:g}, wanted at most {higher}, "
                 f"which is {high:g}"
             )
+    camera = values["camera"]
+    slow_s = max(camera["exposure_ms"] / 1000, 1 / camera["fps"] if camera["fps"] else 0)
+    if camera["hang_s"] <= slow_s:
+        raise ConfigError(
+            f"{path or DEFAULT_FILE}: [camera] hang_s is {camera['hang_s']:g}, wanted more than "
+            f"the {slow_s:g} seconds between two pictures that exposure_ms and fps give"
+        )
     return Config(
         RuntimeConfig(**values["runtime"]),
         CameraConfig(**values["camera"]),

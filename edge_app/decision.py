@@ -113,13 +113,14 @@ def decide(finding: Finding, index: int, state: State, rules: Rules) -> tuple[De
     return replace(decision, part=state.next_part), replace(state, next_part=state.next_part + 1)
 
 
-def open_part(state: State, index: int) -> State:
+def open_part(state: State, index: int, reason: str | None = None) -> State:
     """
     A part that a trigger announced, from frame `index` on; `finish` closes it.
 
-    Without this an empty or unreadable view would open none, and the part be forgotten.
+    Without this an empty or unreadable view would open none, and the part be forgotten. `reason` is
+    why it may not be seen.
     """
-    part = OpenPart(state.next_part, index, index)
+    part = OpenPart(state.next_part, index, index, last_reason=reason)
     return replace(state, open_part=part, next_part=state.next_part + 1)
 
 
@@ -172,7 +173,8 @@ def _part(finding: Finding, index: int, state: State, rules: Rules) -> tuple[Dec
         part = replace(part, gap=part.gap + 1, blind=part.blind + blind)
         if blind:
             part = replace(part, unknown=part.unknown + 1, last_reason=finding.reason)
-        if part.gap < rules.empty_frames:
+        # Once the camera was lost, what comes next is another part for all that is known.
+        if part.gap < rules.empty_frames and not finding.lost:
             return decision, replace(state, open_part=part)
         return replace(decision, closed=_close(part, rules)), replace(state, open_part=None)
     if part is None:
@@ -195,7 +197,8 @@ def _triggered(finding: Finding, index: int, state: State, rules: Rules) -> tupl
         # A part was announced: that none is in view is not an empty station.
         reason = "part: none in view" if finding.empty else finding.reason
         decision = Decision(Verdict.UNKNOWN, reason=reason)
-        part = replace(part, unknown=part.unknown + 1, last_reason=reason)
+        blind = part.blind + finding.lost
+        part = replace(part, unknown=part.unknown + 1, last_reason=reason, blind=blind)
     else:
         part = replace(part, scores=(*part.scores, (finding.score, index))[-MOST_SCORES:])
     return replace(decision, part=part.part), replace(state, open_part=part)

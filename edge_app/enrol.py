@@ -50,7 +50,18 @@ from edge_app.learnt_pictures import LearntPicture, fresh_id, pack, thin
 from edge_app.patches import Component, Features, finest_grid, read_components
 from edge_app.preprocess import Preprocessing, prepare, unusable
 from edge_app.presence import EmptyView, learn_empty_view, locate, widen
-from edge_app.quality import Measures, as_section, learn_limits, measure, merge_limits, read_limits
+from edge_app.quality import (
+    Limits,
+    Measures,
+    Memory,
+    as_section,
+    check,
+    learn_limits,
+    measure,
+    merge_limits,
+    read_limits,
+    sees_nothing,
+)
 from edge_app.records import Frame
 
 # Each image is scored against at least two others; below the second number the patch scorer's
@@ -107,6 +118,7 @@ def gather(
     empty_view: EmptyView | None = None,
     known: Sequence[LearntPicture] = (),
     kind: str = "good",
+    quality: Limits | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Gathered:
     """
@@ -127,6 +139,8 @@ def gather(
     known : sequence of LearntPicture
         Learnt already; they are not learnt again.
     kind : {'good', 'false alarm'}
+    quality : Limits, optional
+        Known already; frames that the device would refuse by them are not learnt.
     progress : callable
         Called with the number of frames seen so far.
 
@@ -155,7 +169,7 @@ def gather(
     for count, frame in enumerate(frames, 1):
         progress(count)
         name = f"{Path(frame.source).name}#{frame.index}"
-        problem = _unlearnable(frame, recipe)
+        problem = _unlearnable(frame, recipe) or _unfit(frame.frame_bgr, quality, recipe.region)
         if problem is not None:
             skipped.append(f"{name}: {problem}")
             continue
@@ -196,6 +210,17 @@ def _unlearnable(frame: Frame, recipe: Preprocessing) -> str | None:
     if frame.frame_bgr is None:
         return frame.problem or "no picture"
     return unusable(frame.frame_bgr, recipe)
+
+
+def _unfit(
+    frame_bgr: np.ndarray,
+    quality: Limits | None,
+    region: tuple[float, float, float, float] | None,
+) -> str | None:
+    """Why a picture is no picture of a good part, whatever it shows."""
+    if sees_nothing(frame_bgr, region):
+        return "quality: black or white all over"
+    return check(frame_bgr, quality, Memory(), False, 2, region=region)[0]
 
 
 class Encodings:
@@ -358,11 +383,12 @@ def quality_section(
     ----------
     gathered : Gathered
     learning : Learning
-        Pictures it left out, or does not count in the threshold, set no limits either.
+        Pictures it left out or that look odd set no limits.
     before : mapping, optional
         The section of the bundle that is extended.
     """
-    counted = {picture.image_id for picture in learning.pictures} - set(learning.uncounted)
+    odd = {*learning.uncounted, *(name for name, _ in learning.least_like)}
+    counted = {picture.image_id for picture in learning.pictures} - odd
     good = [measures for name, measures in gathered.measures.items() if name in counted]
     return as_section(
         merge_limits(read_limits(before), learn_limits(good, gathered.empty_measures))
@@ -627,11 +653,13 @@ def promise(learning: Learning) -> list[str]:
             f"with {count} good images no alignment is learnt: if the part may lie differently, "
             f"learn anew from {LEAST_FRAMES} or more"
         )
-    if count < FEW_IMAGES:
+    if learning.groups < FEW_IMAGES:
+        what = f"{count} good images" if learning.groups == count else f"{learning.groups} views"
         sentences.append(
-            f"{count} good images say little about how good parts vary: expect false alarms on "
-            f"parts that differ from these, and add to them with enroll --add (from about "
-            f"{FEW_IMAGES} on, the held-out scores are steady)"
+            f"{what} say little about how good parts vary: expect false alarms on parts that "
+            "differ from these, and missed defects where the threshold had to be set far above "
+            f"them; add more with enroll --add (from about {FEW_IMAGES} different parts on, the "
+            "held-out scores are steady)"
         )
     scorer = learning.sections["scorer"]
     kinds = {component["kind"] for component in scorer.get("components", ())}
@@ -643,8 +671,8 @@ def promise(learning: Learning) -> list[str]:
         )
     if learning.uncounted:
         sentences.append(
-            f"the threshold does not count {', '.join(learning.uncounted)}: too unlike the rest to "
-            "be good; if one is, say so with enroll --add --false-alarms"
+            f"the threshold does not count {', '.join(learning.uncounted)}: far from all the rest; "
+            "look at them, and if one is good, say so with enroll --add --false-alarms"
         )
     if learning.groups < count:
         sentences.append(

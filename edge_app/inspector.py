@@ -7,6 +7,7 @@ does no I/O.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -14,7 +15,14 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from edge_app.align import Aligned, Aligner, on_frame, part_weight, read_alignment
+from edge_app.align import (
+    Aligned,
+    Aligner,
+    median_level,
+    on_frame,
+    part_weight,
+    read_alignment,
+)
 from edge_app.bundle import Bundle
 from edge_app.config import DecisionConfig, QualityConfig
 from edge_app.decision import Rules, State, decide, finish, open_part
@@ -22,13 +30,15 @@ from edge_app.encoder import Encoder
 from edge_app.errors import BundleError
 from edge_app.heatmap import ColourScale, Decoder, difference_map, overlay
 from edge_app.patches import PatchScorer, finest_grid, read_components
-from edge_app.preprocess import Preprocessing, prepare, unusable
+from edge_app.preprocess import Preprocessing, prepare, region_box, unusable
 from edge_app.presence import empty_view_of, locate
-from edge_app.quality import Memory, check, read_limits, sees_nothing
+from edge_app.quality import LEAST_LIGHT, Memory, check, read_limits, sees_nothing
 from edge_app.records import Decision, Encoding, Finding, Frame, PartVerdict, Result, Verdict
 from edge_app.scorer import NeighbourScorer, build_scorer
 
 HEATMAPS = ("patch", "decoder")
+# A background darker than this, grey levels, tells nothing of the light.
+LEAST_LEVEL = 8.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,12 @@ def build_decoder(bundle: Bundle, encoder: Encoder, threads: int) -> Decoder | N
     return Decoder(bundle.decoder, source, shapes[source], encoder.size, threads)
 
 
+def _blind(reason: str) -> Finding:
+    """A frame that shows nothing; after a lost camera or a pause nobody knows what came between."""
+    lost = reason.partition(":")[0] in ("camera", "heat")
+    return Finding(None, reason=reason, in_part=False, lost=lost)
+
+
 class Inspector:
     """
     Inspects frames with one bundle.
@@ -165,6 +181,7 @@ class Inspector:
                 scorer["kind"], scorer["k"], scorer["feature_scaling"], bundle.reference
             )
         self.recipe = Preprocessing(bundle.size, bundle.region)
+        self._background = None if alignment.recipe == "none" else alignment.level
         # An aligned part may lie anywhere, and where none is found the view is empty.
         self._empty_view = empty_view_of(bundle) if alignment.recipe == "none" else None
         self.heatmap_kinds = tuple(
@@ -236,9 +253,39 @@ class Inspector:
             results.append(self._result(event, frame, decision, latency_ms, seen))
         return results
 
-    def open_part(self, frame: Frame) -> None:
+    def glance(self, frame: Frame, why: str, degraded: tuple[str, ...] = ()) -> list[Result]:
+        """
+        Look only whether a part is in view, and not what it is like, to save the encoder's work.
+
+        Where parts are told apart by the empty views between them, each frame must be looked at so
+        far, or two parts would be taken for one.
+
+        Parameters
+        ----------
+        frame : Frame
+        why : str
+            The reason for which the frame is not judged.
+        degraded : tuple of str
+
+        Returns
+        -------
+        list of Result
+            Of the part which this frame ended, if it did.
+        """
+        self._last_frame, self._degraded = frame, degraded
+        if self._rules.mode != "part":
+            if frame.frame_bgr is not None and unusable(frame.frame_bgr, self.recipe) is None:
+                self._check(frame)
+            return []
+        finding, _, _ = self._place(frame, {})
+        finding = finding or Finding(None, reason=why)
+        decision, self._state = decide(finding, frame.index, self._state, self._rules)
+        return [] if decision.closed is None else [self._part_result(decision.closed)]
+
+    def open_part(self, frame: Frame, reason: str | None = None) -> None:
         """From this frame on, which is inspected next, a trigger has announced a part."""
-        self._state = open_part(self._state, frame.index)
+        self._last_frame = frame
+        self._state = open_part(self._state, frame.index, reason)
 
     def finish(self) -> list[Result]:
         """The verdict on the part that is still open: in view at the end, or announced."""
@@ -246,13 +293,22 @@ class Inspector:
         return [] if closed is None else [self._part_result(closed)]
 
     def _find(self, frame: Frame, latency_ms: dict[str, float]) -> tuple[Finding, Seen | None]:
-        """Prepare, locate, encode and score; each stage's time goes into `latency_ms`."""
+        """Place, encode and score; each stage's time goes into `latency_ms`."""
+        finding, aligned, offset = self._place(frame, latency_ms)
+        if finding is not None:
+            return finding, None
+        seen = self.look(frame, aligned, latency_ms, offset)
+        return Finding(seen.score), seen
+
+    def _place(
+        self, frame: Frame, latency_ms: dict[str, float]
+    ) -> tuple[Finding | None, Aligned | None, float | None]:
+        """Why a frame has no part to be judged, or the part and how far off its place it lies."""
         if frame.frame_bgr is None:
-            reason = frame.problem or "frame: the source delivered none"
-            return Finding(None, reason=reason, in_part=False), None
+            return _blind(frame.problem or "frame: the source delivered none"), None, None
         reason = unusable(frame.frame_bgr, self.recipe)
         if reason is not None:
-            return Finding(None, reason=reason, in_part=False), None
+            return _blind(reason), None, None
         clock = time.perf_counter
         at = clock()
         poor = self._check(frame)
@@ -260,32 +316,49 @@ class Inspector:
         if poor is not None and (
             poor.startswith("camera:") or sees_nothing(frame.frame_bgr, self.recipe.region)
         ):
-            return Finding(None, reason=poor, in_part=False), None
-        # What else is wrong with the picture is said only once something is found in it: an empty
-        # station may be darker, brighter or plainer than any part.
+            return _blind(poor), None, None
         offset = None
         if self._empty_view is not None:
             at = clock()
             location = locate(prepare(frame.frame_bgr, self.recipe), self._empty_view)
             latency_ms["locate"] = (clock() - at) * 1e3
             if not location.present:
-                return Finding(None, empty=True), None
-            if location.cut:
-                return Finding(None, reason="part: cut by the edge of the view"), None
-            if not location.in_place:
-                return Finding(None, reason="part: not where the good parts lay"), None
+                return self._nothing_in(frame, poor), None, None
+            reason = None if location.in_place else "part: not where the good parts lay"
+            reason = "part: cut by the edge of the view" if location.cut else reason
+            if poor or reason:
+                return Finding(None, reason=poor or reason), None, None
             offset = location.offset
         at = clock()
         aligned = self.aligner.align(frame.frame_bgr)
         latency_ms["align"] = (clock() - at) * 1e3
         if aligned.empty:
-            return Finding(None, empty=True), None
-        if aligned.problem is not None or aligned.pixels_rgb is None:
-            return Finding(None, reason=aligned.problem or "part: not found"), None
-        if poor is not None:
-            return Finding(None, reason=poor), None
-        seen = self.look(frame, aligned, latency_ms, offset)
-        return Finding(seen.score), seen
+            return self._nothing_in(frame, poor), None, None
+        found = aligned.problem is None and aligned.pixels_rgb is not None
+        if poor or not found:
+            reason = poor or aligned.problem or "part: not found"
+            return Finding(None, reason=reason), None, None
+        return None, aligned, offset
+
+    def _nothing_in(self, frame: Frame, poor: str | None) -> Finding:
+        """
+        No part was found: the station is empty, unless it has become too dark or too light to tell.
+
+        Where pictures of the empty station were learnt, they are among what the light is compared
+        with. An aligned part's bundle knows the background from behind the good parts; an empty
+        view of it may be darker or lighter as a whole than with a part, but the background is not.
+        """
+        if poor is None or poor.startswith("quality: blurred"):
+            return Finding(None, empty=True)
+        if self._background is not None:
+            x0, y0, x1, y1 = region_box(self.recipe.region, frame.frame_bgr.shape)
+            seen = float(median_level(frame.frame_bgr[y0:y1, x0:x1]).mean())
+            if (
+                abs(math.log(max(seen, LEAST_LEVEL) / max(self._background, LEAST_LEVEL)))
+                < LEAST_LIGHT
+            ):
+                return Finding(None, empty=True)
+        return _blind(poor)
 
     def _check(self, frame: Frame) -> str | None:
         """What is wrong with the picture, as far as its quality goes."""

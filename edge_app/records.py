@@ -86,12 +86,15 @@ class Finding:
         Why there is no score, as ``kind: detail``.
     in_part : bool
         False where a frame could not be seen at all, so that nobody knows whether a part is in it.
+    lost : bool
+        True where nobody looked for a while: the part in view may be another one by now.
     """
 
     score: float | None
     empty: bool = False
     reason: str | None = None
     in_part: bool = True
+    lost: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dataclasses import replace
 from types import TracebackType
 
 from edge_app.bundle import Bundle
-from edge_app.config import Config
+from edge_app.config import Config, DecisionConfig
+from edge_app.errors import InputError
 from edge_app.inspector import Inspector
 from edge_app.records import Frame, Result
 from edge_app.sources import Source
@@ -37,8 +38,8 @@ class Station:
 
     Attributes
     ----------
-    skipped : int
-        Frames that were left out to keep cool, or since no part was announced.
+    skipped, idle : int
+        Frames that were left out to keep cool, and since no part was announced.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class Station:
         self.inspector = inspector
         self.watch = watch
         self.gate = gate
-        self.skipped = 0
+        self.skipped = self.idle = 0
         self._gpio = gpio
-        self._announced = False
+        self._told = 0
 
     def __enter__(self) -> Station:
         return self
@@ -75,44 +76,88 @@ class Station:
         """
         The results of a frame; none where it is not its turn.
 
-        A frame without a picture is always taken: that the camera is lost must be said at once.
-        While a heat pause lasts, frames are UNKNOWN without being looked at.
+        A frame without a picture is always taken: that the camera is lost must be said at once. One
+        that heat or trigger leaves out is still looked at so far that the parts before and after it
+        are not taken for one, and that a frozen camera is noticed. While a heat pause lasts, frames
+        are UNKNOWN without being looked at.
         """
-        seen = frame.frame_bgr is not None
-        # A part that was announced gets its frames: slowed down it would have left before.
-        if seen and not self._announced and self.watch is not None and not self.watch.due():
-            self.skipped += 1
-            return []
-        turn, results = None, []
+        results: list[Result] = []
+        seen, watch, inspector = frame.frame_bgr is not None, self.watch, self.inspector
+        # Asked of every frame, so that the sensor is read whatever the trigger does.
+        due = not seen or watch is None or watch.due()
+        heat = None if watch is None else watch.heat
+        degraded = () if heat is None else heat.degraded
+        turn = None
         if self.gate is not None:
             at_s = time.monotonic() if frame.captured_s is None else frame.captured_s
             turn = self.gate.take(at_s)
-            self._announced = turn in ("first", "more")
+            results += self._unseen(frame)
             if turn == "idle" and seen:
-                self.skipped += 1
-                return []
+                self.idle += 1
+                return results + inspector.glance(frame, "trigger: no part announced", degraded)
             if turn in ("first", "only"):
                 # One that is open still has been overtaken by the next.
-                results = self.inspector.finish()
-                self.inspector.open_part(frame)
-        degraded, heatmaps = (), True
-        if self.watch is not None:
-            heat = self.watch.heat
-            degraded, heatmaps = heat.degraded, heat.state not in ("hot", "paused")
-            if seen and heat.state == "paused":
-                pause = f"heat: paused at {heat.temperature_c:.0f} °C"
-                frame = replace(frame, frame_bgr=None, problem=pause)
+                results += inspector.finish()
+                inspector.open_part(frame)
+            # An announced part gets its frames: slowed down it would have left before.
+            due = True
+        if not due:
+            self.skipped += 1
+            return results + inspector.glance(frame, "heat: slowed down", degraded)
+        if seen and heat is not None and heat.state == "paused":
+            pause = f"heat: paused at {heat.temperature_c:.0f} °C"
+            frame = replace(frame, frame_bgr=None, problem=pause)
+        heatmaps = heat is None or heat.state not in ("hot", "paused")
         started = time.perf_counter()
-        results += self.inspector.inspect(frame, degraded, heatmaps)
+        results += inspector.inspect(frame, degraded, heatmaps)
         if turn in ("last", "only"):
+            results += inspector.finish()
+        if seen and watch is not None:
+            watch.worked(time.perf_counter() - started)
+        return results
+
+    def _unseen(self, frame: Frame) -> list[Result]:
+        """The verdicts on announced parts of which there was no frame."""
+        results = []
+        while self._told < self.gate.unseen:
+            self._told += 1
             results += self.inspector.finish()
-        if seen and self.watch is not None:
-            self.watch.worked(time.perf_counter() - started)
+            self.inspector.open_part(frame, "trigger: no frame in time")
+            results += self.inspector.finish()
         return results
 
     def finish(self) -> list[Result]:
         """The verdict on the part that is still open when the frames end."""
         return self.inspector.finish()
+
+
+def rules_for(
+    bundle: Bundle, config: Config, source: Source, mode: str = "auto", keys: bool = False
+) -> tuple[DecisionConfig, str]:
+    """
+    The inspector's settings and mode for a source; parameters and errors as `build_station`.
+
+    Returns
+    -------
+    decision : DecisionConfig
+    mode : {'single', 'continuous', 'part', 'triggered'}
+    """
+    kind, decision = config.trigger.kind, config.decision
+    if source.live and kind != "presence":
+        if mode in ("single", "continuous"):
+            raise InputError(
+                f"[trigger] kind is {kind!r}, which opens parts: wanted mode part or auto"
+            )
+        if kind == "key" and not keys:
+            raise InputError("[trigger] kind is 'key', but only edge-app live has a key to press")
+        # A part that is announced has so many frames and no more.
+        usable = min(decision.least_usable_frames, config.trigger.frames)
+        return replace(decision, least_usable_frames=usable), "triggered"
+    if mode == "auto":
+        alignment = bundle.manifest["alignment"]["recipe"]
+        knows_empty = bundle.manifest["presence"] is not None or alignment != "none"
+        mode = "single" if source.separate_parts else "part" if knows_empty else "continuous"
+    return decision, mode
 
 
 def build_station(
@@ -123,6 +168,7 @@ def build_station(
     mode: str = "auto",
     heatmaps: bool = True,
     heatmap: str | None = None,
+    keys: bool = False,
 ) -> Station:
     """
     A station as configuration and source want it.
@@ -141,23 +187,17 @@ def build_station(
         Whether NG results carry an overlay.
     heatmap : {'auto', 'patch', 'decoder'}, optional
         By default what the configuration says.
+    keys : bool
+        Whether somebody can press the key that triggers.
 
     Raises
     ------
     BundleError, InputError
-        If the bundle cannot inspect, or there is no input pin where one is wanted.
+        If the bundle cannot inspect, there is no input pin where one is wanted, or nothing that
+        could trigger.
     """
-    triggered = source.live and config.trigger.kind != "presence" and mode in ("auto", "part")
-    if mode == "auto":
-        alignment = bundle.manifest["alignment"]["recipe"]
-        knows_empty = bundle.manifest["presence"] is not None or alignment != "none"
-        mode = "single" if source.separate_parts else "part" if knows_empty else "continuous"
-    decision = config.decision
-    if triggered:
-        mode = "triggered"
-        # A part that is announced has so many frames and no more.
-        usable = min(decision.least_usable_frames, config.trigger.frames)
-        decision = replace(decision, least_usable_frames=usable)
+    decision, mode = rules_for(bundle, config, source, mode, keys)
+    triggered = mode == "triggered"
     inspector = Inspector(
         bundle,
         decision,

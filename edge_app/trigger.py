@@ -22,6 +22,9 @@ Turn = Literal["idle", "first", "more", "last", "only"]
 # Parts announced and not yet in view. More than a conveyor carries between sensor and camera; a
 # sensor that fires while nobody takes frames must not fill the memory.
 MOST_WAITING = 1000
+# A part is taken to have gone on so many seconds after it was due; no camera that is not lost keeps
+# one waiting for so long.
+LATEST_S = 2.0
 
 
 class Gate:
@@ -37,6 +40,8 @@ class Gate:
     ----------
     missed : int
         Announced parts that did not get all their frames, since the next one was due before.
+    unseen : int
+        Of these, those that got none: there was no frame within `LATEST_S`, or before the next.
     """
 
     def __init__(self, settings: TriggerConfig) -> None:
@@ -46,6 +51,7 @@ class Gate:
         self._due_s: list[float] = []  # rising
         self._left = 0
         self.missed = 0
+        self.unseen = 0
 
     def fire(self, at_s: float) -> bool:
         """
@@ -72,6 +78,7 @@ class Gate:
             if len(self._due_s) > MOST_WAITING:
                 del self._due_s[0]
                 self.missed += 1
+                self.unseen += 1
             return True
 
     def take(self, at_s: float) -> Turn:
@@ -93,10 +100,17 @@ class Gate:
         with self._lock:
             opened = False
             while self._due_s and self._due_s[0] <= at_s:
-                del self._due_s[0]
+                due_s = self._due_s.pop(0)
                 if self._left:
                     self.missed += 1
+                    # Opened by this very frame, and overtaken at once.
+                    self.unseen += opened
                 self._left, opened = self._settings.frames, True
+                if at_s - due_s > LATEST_S:
+                    # What is in view by now is something else.
+                    self.missed += 1
+                    self.unseen += 1
+                    self._left, opened = 0, False
             if not self._left:
                 return "idle"
             self._left -= 1

@@ -190,7 +190,7 @@ def test_an_announced_part_that_is_not_in_view_is_unknown_not_empty():
 
 
 def test_an_announced_part_outlasts_empty_and_unreadable_frames():
-    blind = Finding(None, reason="camera: lost", in_part=False)
+    blind = Finding(None, reason="unreadable: frame", in_part=False)
     usable = [Finding(0.5)] * 3
     part, _ = triggered([usable[0], Finding(None, empty=True), blind, *usable[1:]])
     assert (part.verdict, part.usable, part.unknown) == (Verdict.OK, 3, 2)
@@ -202,3 +202,17 @@ def test_between_announced_parts_no_frame_belongs_to_one():
     assert (decision.verdict, decision.part, state.open_part) == (Verdict.UNKNOWN, None, None)
     _, state = finish(open_part(state, 1), rules)
     assert open_part(state, 2).open_part.part == 1
+
+
+LOST = Finding(None, reason="camera: lost", in_part=False, lost=True)
+
+
+def test_a_camera_lost_for_a_moment_ends_the_part_in_view():
+    _, closed = play(part_rules(), [*scores(0.1, 0.1, 0.1), LOST, *scores(*[9.0] * 3), *empty(2)])
+    assert [p.verdict for p in closed] == [UNKNOWN, NG]
+    assert "camera: lost" in closed[0].reason
+
+
+def test_an_announced_part_over_which_the_camera_was_lost_is_not_ok():
+    part, _ = triggered([Finding(0.5), LOST, Finding(0.5), Finding(0.5), Finding(0.5)])
+    assert part.verdict is UNKNOWN and "camera: lost" in part.reason

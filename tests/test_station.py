@@ -11,9 +11,10 @@ import pytest
 from edge_app.bundle import load_bundle
 from edge_app.cli import main
 from edge_app.config import DEFAULT_FILE, load_config
+from edge_app.errors import InputError
 from edge_app.records import Frame, Verdict
 from edge_app.station import Station, build_station
-from edge_app.thermal import ThermalWatch
+from edge_app.thermal import Heat, ThermalWatch
 from edge_app.trigger import Gate
 
 
@@ -26,7 +27,9 @@ class Camera:
 
 @pytest.fixture(scope="module")
 def config():
-    return load_config(DEFAULT_FILE)
+    # Not the heat of the machine that runs the tests.
+    config = load_config(DEFAULT_FILE)
+    return replace(config, thermal=replace(config.thermal, enabled=False))
 
 
 def seen(picture, index, at_s):
@@ -56,10 +59,10 @@ class Board:
 
 def test_a_trigger_opens_a_part_of_so_many_frames(nut_bundle, config, still_frames):
     trigger = replace(config.trigger, kind="key", frames=4, delay_s=0.5)
-    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera())
+    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), keys=True)
     good, bad = still_frames["good"][0], still_frames["bad"][0]
     assert isinstance(station.gate, Gate)
-    assert station.take(seen(good, 0, 10.0)) == [] and station.skipped == 1
+    assert station.take(seen(good, 0, 10.0)) == [] and station.idle == 1
     station.gate.fire(10.1)
     assert station.take(seen(good, 1, 10.5)) == []
     closed = []
@@ -73,7 +76,7 @@ def test_a_trigger_opens_a_part_of_so_many_frames(nut_bundle, config, still_fram
 
 def test_a_trigger_without_a_part_in_view_is_unknown(nut_bundle, config, still_frames):
     trigger = replace(config.trigger, kind="key", frames=1)
-    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera())
+    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), keys=True)
     station.gate.fire(1.0)
     results = station.take(seen(still_frames["empty"][0], 0, 1.0))
     assert [r.event for r in results] == ["frame", "part"]
@@ -83,7 +86,7 @@ def test_a_trigger_without_a_part_in_view_is_unknown(nut_bundle, config, still_f
 
 def test_a_part_overtaken_by_the_next_has_its_verdict(nut_bundle, config, still_frames):
     trigger = replace(config.trigger, kind="key", frames=5, debounce_s=0.0)
-    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera())
+    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), keys=True)
     parts = []
     for index in range(8):
         if index in (0, 4):
@@ -97,15 +100,14 @@ def test_a_part_overtaken_by_the_next_has_its_verdict(nut_bundle, config, still_
 
 def test_a_lost_camera_is_said_at_once_whatever_the_trigger(nut_bundle, config):
     trigger = replace(config.trigger, kind="key")
-    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera())
+    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), keys=True)
     (result,) = station.take(Frame(0, "camera", None, problem="camera: lost (unplugged)"))
     assert result.decision.verdict is Verdict.UNKNOWN
     assert result.decision.reason == "camera: lost (unplugged)"
 
 
 def test_heat_skips_frames_drops_heatmaps_and_pauses(nut_bundle, config, still_frames, tmp_path):
-    files = replace(config, thermal=replace(config.thermal, enabled=False))
-    inspector = build_station(nut_bundle, files, Camera(), mode="continuous").inspector
+    inspector = build_station(nut_bundle, config, Camera(), mode="continuous").inspector
     board = Board(tmp_path, config.thermal, 50)
     station = Station(inspector, board.watch)
     bad = still_frames["bad"][0]
@@ -206,3 +208,97 @@ def test_quality_can_be_switched_off(judged_bundle, config, still_frames):
     station = build_station(judged_bundle, off, Camera(), mode="single")
     (result,) = station.take(seen(np.zeros_like(still_frames["good"][0]), 0, 0.0))
     assert "quality" not in str(result.decision.reason)
+
+
+class Slow:
+    """A heat watch that lets one inspection a second start, by the time it is told."""
+
+    def __init__(self, state="warm"):
+        self.now_s, self._last_s = 0.0, -9.0
+        self.heat = Heat(state, 76.0, frozenset(), 1.0, ("heat: 76 °C, slowed down",))
+
+    def due(self):
+        return self.now_s - self._last_s >= 1.0
+
+    def worked(self, seconds):
+        self._last_s = self.now_s
+
+
+def parts_of(station, shown, at_s):
+    """Verdicts on parts while pictures are shown at these times, 15 a second."""
+    parts, index, rng = [], 0, np.random.default_rng(0)
+    for picture, seconds in shown:
+        for _ in range(int(seconds * 15)):
+            if station.watch is not None:
+                station.watch.now_s = at_s
+            # No two pictures of a camera are equal.
+            noisy = np.clip(picture.astype(int) + rng.integers(-1, 2, picture.shape), 0, 255)
+            frame = seen(noisy.astype(np.uint8), index, at_s)
+            parts += [r for r in station.take(frame) if r.event == "part"]
+            index, at_s = index + 1, at_s + 1 / 15
+    return [part.decision.verdict for part in parts + station.finish()], at_s
+
+
+def test_heat_does_not_join_a_bad_part_to_a_good_one(nut_bundle, config, still_frames):
+    station = build_station(nut_bundle, config, Camera(), mode="part")
+    station.watch = Slow()
+    good, bad, empty = (still_frames[kind][0] for kind in ("good", "bad", "empty"))
+    # The gap falls between two inspections.
+    verdicts, _ = parts_of(station, [(good, 4.2), (empty, 0.5), (bad, 4.2), (empty, 1.0)], 0.0)
+    assert verdicts == [Verdict.OK, Verdict.NG]
+
+
+def test_heat_does_not_take_an_announced_parts_frames(nut_bundle, config, still_frames):
+    trigger = replace(config.trigger, kind="key", frames=4)
+    station = build_station(
+        nut_bundle, replace(config, trigger=trigger), Camera(), mode="part", keys=True
+    )
+    station.watch = Slow("hot")
+    good, bad, empty = (still_frames[kind][0] for kind in ("good", "bad", "empty"))
+    verdicts, at_s = [], 0.0
+    for picture in (good, bad, good, bad):
+        station.gate.fire(at_s)
+        found, at_s = parts_of(station, [(picture, 0.4), (empty, 0.4)], at_s)
+        verdicts += found
+    assert verdicts == [Verdict.OK, Verdict.NG, Verdict.OK, Verdict.NG]
+    assert station.gate.missed == 0
+
+
+def test_a_camera_that_froze_between_triggers_is_noticed(judged_bundle, config, still_frames):
+    trigger = replace(config.trigger, kind="key", frames=1)
+    station = build_station(
+        judged_bundle, replace(config, trigger=trigger), Camera(), mode="part", keys=True
+    )
+    good = still_frames["good"][2]
+    for index in range(6):
+        assert station.take(seen(good, index, float(index))) == []
+    station.gate.fire(6.0)
+    part = station.take(seen(good, 6, 6.0))[-1]
+    assert part.decision.verdict is Verdict.UNKNOWN
+    assert "camera: frozen" in part.decision.reason
+
+
+def test_an_announced_part_of_which_there_is_no_frame_is_unknown(nut_bundle, config, still_frames):
+    trigger = replace(config.trigger, kind="key", frames=2, debounce_s=0.0)
+    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), keys=True)
+    station.gate.fire(0.0)
+    # A minute without a frame: what is in view now is not what was announced.
+    (result,) = station.take(seen(still_frames["good"][0], 0, 60.0))
+    assert (result.event, result.decision.verdict) == ("part", Verdict.UNKNOWN)
+    assert "no frame in time" in result.decision.reason
+
+
+def test_a_trigger_without_anybody_to_press_it_is_refused(nut_bundle, config):
+    key = replace(config, trigger=replace(config.trigger, kind="key"))
+    with pytest.raises(InputError, match="only edge-app live has a key"):
+        build_station(nut_bundle, key, Camera())
+    with pytest.raises(InputError, match="wanted mode part"):
+        build_station(nut_bundle, key, Camera(), mode="continuous", keys=True)
+
+
+def test_a_light_that_failed_is_not_an_empty_station(judged_bundle, config, still_frames):
+    station = build_station(judged_bundle, config, Camera(), mode="single")
+    for level in (30, 230):
+        plain = np.full_like(still_frames["empty"][0], level)
+        (result,) = station.take(seen(plain, 0, 0.0))
+        assert result.decision.verdict is Verdict.UNKNOWN, (level, result.decision)

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         config.quality,
         settings if args.references or args.scorer else None,
         args.references,
-        open_source(args.source) if args.source else None,
+        open_source(args.source, config.camera) if args.source else None,
         args.frames,
         threads,
     )

@@ -43,12 +43,15 @@ from edge_app.learnt_pictures import LearntPicture, remove, unpack
 from edge_app.places import base_bundles
 from edge_app.preprocess import Preprocessing
 from edge_app.presence import empty_view_of
+from edge_app.quality import read_limits
 from edge_app.records import Frame
 from edge_app.scorer import FEATURE_SCALINGS, SCORERS
-from edge_app.sources import open_source
+from edge_app.sources import is_camera, open_source
 
 # Frames of a camera are kept until they are learnt.
 MOST_HELD_BYTES = 2**30
+# A threshold that rises by more than this is spoken of.
+MOST_RISE = 1.5
 # A lost camera says so about once a second; after so many times nobody need wait for it.
 MOST_LOST = 10
 
@@ -208,6 +211,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
                 empty_view_of(base) if extends else None,
                 known,
                 "false alarm" if args.false_alarms else "good",
+                read_limits(base.manifest["quality"]) if extends else None,
                 progress,
             )
     learning = learn(
@@ -247,6 +251,8 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     decoder = base.decoder if extends else None
     bundle = write_bundle(args.out, manifest, base.encoder, decoder, learning.reference, packed)
     _say(args, gathered, learning, len(known), forgotten, reason, time.monotonic() - started)
+    if extends:
+        _say_threshold(base.manifest["threshold"]["value"], bundle.manifest["threshold"]["value"])
     if args.report:
         shown = [*known, *gathered.pictures]
         write_report(args.report, bundle.manifest, learning, shown, reason=reason)
@@ -344,10 +350,10 @@ def _scorer_settings(args: argparse.Namespace, config: Config) -> ScorerSettings
 def _empty_frames(name: str | None) -> list[Frame]:
     if name is None:
         return []
+    if is_camera(name):
+        raise InputError(f"--empty {name}: wanted pictures or a video, not a camera")
     source = open_source(name)
     try:
-        if source.live:
-            raise InputError(f"--empty {name}: wanted pictures or a video, not a camera")
         return list(source.frames())
     finally:
         source.close()
@@ -433,6 +439,14 @@ def _bounded(frames: Iterable[Frame], name: str) -> Iterator[Frame]:
                 "fewer with --frames N and extend with --add"
             )
         yield frame
+
+
+def _say_threshold(before: float, after: float) -> None:
+    if after > MOST_RISE * before:
+        print(
+            f"the threshold rises from {before:.4g} to {after:.4g}: fewer defects will be found. "
+            "Look at what was added; --remove takes it out again"
+        )
 
 
 def _say(

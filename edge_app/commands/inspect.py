@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterable
 
 from edge_app.bundle import load_bundle
 from edge_app.config import Config
@@ -92,10 +94,12 @@ def _judge(args: argparse.Namespace, source: Source, station: Station) -> int:
 
     try:
         try:
+            # A camera has no end: Ctrl-C or SIGTERM is how it is stopped, and what was seen counts.
+            if source.live:
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
             for frame in source.frames():
                 hand_out(station.take(frame))
         except KeyboardInterrupt:
-            # A camera has no end: Ctrl-C is how it is stopped, and what was seen still counts.
             if not source.live:
                 raise
         hand_out(station.finish())
@@ -108,14 +112,19 @@ def _judge(args: argparse.Namespace, source: Source, station: Station) -> int:
     return 0
 
 
+# Times of frames that are kept for the medians.
+MOST_TIMES = 10_000
+
+
 class _Tally:
     """Prints verdicts as they come and the sums at the end."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._verdicts: dict[str, Counter[str]] = {"frame": Counter(), "part": Counter()}
-        self._loop_ms: list[float] = []
-        self._row_ms: list[float] = []
+        # A camera runs for weeks: the last ones stand for all.
+        self._loop_ms: deque[float] = deque(maxlen=MOST_TIMES)
+        self._row_ms: deque[float] = deque(maxlen=MOST_TIMES)
         self._overlays = 0
         self._headed = False
         self.frames = 0
@@ -155,7 +164,7 @@ class _Tally:
         limit = "-" if result.threshold is None else f"{result.threshold:.4f}"
         ms = f"{_middle(self._row_ms):.2f}" if self._row_ms else "-"
         self._loop_ms += self._row_ms
-        self._row_ms = []
+        self._row_ms.clear()
         detail = decision.reason or result.heatmap or ""
         if result.event == "part" and closed is None and not detail:
             detail = result.frame.source
@@ -169,7 +178,7 @@ class _Tally:
         counted, what = (parts, "parts") if parts else (self._verdicts["frame"], "frames")
         sums = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counted.items()))
         print(f"\n{sum(counted.values())} {what}: {sums or 'none'}; {self.frames} frames in all")
-        ordered = sorted(self._loop_ms + self._row_ms)
+        ordered = sorted([*self._loop_ms, *self._row_ms])
         if ordered:
             worst = ordered[int(len(ordered) * 0.95)]
             print(
@@ -177,13 +186,15 @@ class _Tally:
                 f"({len(ordered)} frames, {station.inspector.encoder.runtime_name})"
             )
         if station.skipped:
-            print(f"frames left out to keep cool or between triggers: {station.skipped}")
+            print(f"frames left out to keep cool: {station.skipped}")
+        if station.idle:
+            print(f"frames between triggers: {station.idle}")
         if args.out:
             print(f"overlays of NG parts: {args.out} ({self._overlays} written)")
         if args.json:
             print(f"every verdict: {args.json}")
 
 
-def _middle(values: list[float]) -> float:
+def _middle(values: Iterable[float]) -> float:
     # statistics.median and numpy.median each import 20 ms worth of modules.
     return sorted(values)[len(values) // 2]

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from edge_app.bundle import Bundle, load_bundle, refuse_existing
@@ -21,7 +20,7 @@ from edge_app.live.session import Session
 from edge_app.live.worker import Hand, LiveInspector, Worker
 from edge_app.places import base_bundles
 from edge_app.sources import Source, open_source
-from edge_app.station import Station
+from edge_app.station import Station, rules_for
 from edge_app.thermal import ThermalWatch
 from edge_app.trigger import Gate, GpioInput
 
@@ -105,14 +104,15 @@ def _run(
     from edge_app.live import window
 
     live = source.live
-    triggered = live and config.trigger.kind != "presence" and args.mode in ("auto", "part")
-    gate = Gate(config.trigger) if triggered else None
+    # Refused here, before a window opens, if mode and trigger do not go together.
+    _, mode = rules_for(bundle, config, source, args.mode, keys=True)
+    gate = Gate(config.trigger) if mode == "triggered" else None
     watch = ThermalWatch(config.thermal) if live and config.thermal.enabled else None
 
     def build(bundle: Bundle) -> LiveInspector:
         return LiveInspector(
             bundle,
-            *_decision(bundle, config, source, args.mode, triggered),
+            *rules_for(bundle, config, source, args.mode, keys=True),
             threads,
             # The worker draws them itself, where they are shown.
             heatmaps=False,
@@ -160,20 +160,6 @@ def _run(
     if session.unwritten:
         print("what was learnt was not written (the key w writes it)", file=sys.stderr)
     return 0
-
-
-def _decision(bundle: Bundle, config: Config, source: Source, mode: str, triggered: bool) -> tuple:
-    """The inspector's settings and mode, as `inspect` chooses them."""
-    decision = config.decision
-    if triggered:
-        # A part that is announced has so many frames and no more.
-        usable = min(decision.least_usable_frames, config.trigger.frames)
-        return replace(decision, least_usable_frames=usable), "triggered"
-    if mode == "auto":
-        recipe = bundle.manifest["alignment"]["recipe"]
-        knows_empty = bundle.manifest["presence"] is not None or recipe != "none"
-        mode = "single" if source.separate_parts else "part" if knows_empty else "continuous"
-    return decision, mode
 
 
 def _part(bundle: Bundle, out: str | None) -> str:

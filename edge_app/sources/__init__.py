@@ -44,6 +44,11 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+def is_camera(name: str) -> bool:
+    """Whether a source of this name is a camera."""
+    return any(re.fullmatch(pattern, name, re.DOTALL) for pattern, _ in CAMERAS)
+
+
 def open_source(name: str, camera: CameraConfig | None = None, patient: bool = False) -> Source:
     """
     The source that a command line names.

@@ -10,13 +10,12 @@ import numpy as np
 
 from edge_app.config import CameraConfig
 from edge_app.errors import CameraError, InputError
+from edge_app.places import SAMPLE_CLIP
 from edge_app.records import Frame
 from edge_app.sources.device import GuardedDevice
 from edge_app.sources.folder import printable
 from edge_app.sources.video import VideoSource
 
-# Lies beside the package in a checkout; an installed package has none.
-SAMPLE_CLIP = Path(__file__).resolve().parents[2] / "models" / "sample" / "clip.mp4"
 # What the sample clip was rendered for.
 DEFAULT_FPS = 15.0
 
