@@ -51,6 +51,7 @@ def test_missing_screws_are_found(enrolled, tmp_path):
     auroc = sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs)
     # Brightness, contrast or sharpness alone reach 0.49 to 0.66 here.
     assert auroc > 0.995
-    found = sum(line["verdict"] in ("NG", "EMPTY") for line in missing)
-    assert found >= 0.98 * len(missing)
+    # One that is too blurred to be judged is not passed either.
+    passed = sum(line["verdict"] == "OK" for line in missing)
+    assert passed <= 0.02 * len(missing)
     assert sum(line["verdict"] == "OK" for line in good) >= 0.9 * len(good)
