@@ -213,9 +213,14 @@ def thin(pictures: Sequence[LearntPicture], most_bytes: int) -> list[LearntPictu
     if not pictures:
         return []
     longest = max(len(picture.image_id) for picture in pictures)
+    each = 4 * max(longest, 1) + 1 + 8
+    # A PNG file is never much larger than the pixels in it: what fits even so need not be encoded.
+    most = sum(int(1.01 * picture.pixels_rgb.nbytes) + 1024 + each for picture in pictures)
+    if most <= most_bytes - ARCHIVE_BYTES:
+        return list(pictures)
     # The picture's own bytes, its place in the text array of four bytes a character, kind and end.
     cost = np.array([len(_encode(picture.pixels_rgb)) for picture in pictures])
-    cost += 4 * max(longest, 1) + 1 + 8
+    cost += each
     room = most_bytes - ARCHIVE_BYTES
     is_alarm = np.array([picture.kind == FALSE_ALARM for picture in pictures])
     alarms, good = np.flatnonzero(is_alarm), np.flatnonzero(~is_alarm)
