@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import struct
 import sys
+import threading
 
 import pytest
 
 from edge_app.errors import InputError
-from edge_app.live.display import gui_of, refuse_without_display
+from edge_app.live.display import fitted, gui_of, refuse_without_display, screen_size
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no X server")
 
@@ -56,3 +58,70 @@ def test_a_server_that_answers_is_enough():
 
 def test_gtk_speaks_wayland_itself():
     refuse_without_display({"WAYLAND_DISPLAY": "wayland-0"}, "GTK3")
+
+
+@pytest.mark.parametrize(
+    ("asked", "screen", "full_screen"),
+    [
+        ((1280, 720), (800, 480), True),
+        ((1920, 1080), (1920, 1080), True),
+        ((1280, 720), (1920, 1080), False),
+        ((1280, 720), (1281, 721), False),
+        ((1280, 720), None, False),
+    ],
+)
+def test_a_window_has_room_on_the_screen(asked, screen, full_screen):
+    size, full = fitted(asked, screen)
+    assert full is full_screen
+    if screen is None or screen == (1920, 1080) != asked:
+        assert size == asked
+    else:
+        assert size[0] < screen[0] and size[1] <= 0.86 * screen[1]
+
+
+def _x_server(server: socket.socket, cookie: bytes) -> None:
+    """Answers one connection as the X protocol says, and the others too."""
+    while True:
+        try:
+            client, _ = server.accept()
+        except OSError:
+            return
+        with client:
+            head = client.recv(12, socket.MSG_WAITALL)
+            names, datas = struct.unpack("<6xHH2x", head)
+            padded = [size + -size % 4 for size in (names, datas)]
+            said = client.recv(sum(padded), socket.MSG_WAITALL)
+            if said[padded[0] : padded[0] + datas] != cookie:
+                client.sendall(struct.pack("<BxHHH4s", 0, 11, 0, 1, b"no!!"))
+                continue
+            vendor = b"somebody"
+            body = struct.pack("<16xHHBB10x", len(vendor), 65535, 1, 2) + vendor + bytes(16)
+            body += struct.pack("<20xHH16x", 800, 480)
+            client.sendall(struct.pack("<BxHHH", 1, 11, 0, len(body) // 4) + body)
+
+
+@pytest.mark.parametrize("cookie", [b"", b"0123456789abcdef"])
+def test_the_screen_tells_its_size_to_whom_it_lets_in(tmp_path, cookie):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        number = server.getsockname()[1] - 6000
+        thread = threading.Thread(target=_x_server, args=(server, cookie), daemon=True)
+        thread.start()
+        fields = [b"127.0.0.1", b"%d" % number, b"MIT-MAGIC-COOKIE-1"]
+        entries = b""
+        for data in (b"another, refused", cookie):
+            entries += b"\0\0" + b"".join(
+                struct.pack(">H", len(field)) + field for field in (*fields, data)
+            )
+        (tmp_path / "authority").write_bytes(entries)
+        environment = {
+            "DISPLAY": f"127.0.0.1:{number}.0",
+            "XAUTHORITY": str(tmp_path / "authority"),
+        }
+        assert screen_size(environment) == (800, 480)
+        environment["XAUTHORITY"] = str(tmp_path / "nowhere")
+        assert screen_size(environment) == (None if cookie else (800, 480))
+
+
+@pytest.mark.parametrize("display", ["", "nonsense", ":987"])
+def test_a_screen_that_does_not_tell_has_no_size(display):
+    assert screen_size({"DISPLAY": display}) is None

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from edge_app.bundle import load_bundle
+from edge_app.cli import main
 from edge_app.config import DEFAULT_FILE, load_config
 from edge_app.errors import EdgeAppError
 from edge_app.inspector import build_encoder
 from edge_app.live.journal import Journal
 from edge_app.live.knowledge import Teacher, known_from, pictures_of
 from edge_app.live.session import Session
-from edge_app.live.worker import LiveInspector, Outcome, Worker
+from edge_app.live.worker import MOST_COMMANDS, LiveInspector, Outcome, Worker
 from edge_app.records import Frame, Verdict
 from edge_app.station import Station
 
@@ -264,9 +265,18 @@ def test_n_without_a_part_says_why_not(bench, still_frames, kind):
 
 
 def test_u_after_the_session_takes_out_what_the_bundle_learnt_last(bench, still_frames):
-    last = pictures_of(bench.session._knowledge)[-1].image_id
+    ids = [picture.image_id for picture in pictures_of(bench.session._knowledge)]
+    # That 200 pictures become 23 is said before it is done.
+    said = bench.press("u")
+    assert said.startswith("nothing was learnt in this session: u again") and "kept 24" in said
+    assert bench.shown.pictures == 200
+    bench.press("t")
+    assert bench.press("u") == said  # another key between is no yes
     bench.press("u")
-    assert bench.events("learnt")[-1]["effect"].startswith(f"undone: {last} taken out, 23")
+    effect = bench.events("learnt")[-1]["effect"]
+    assert effect.startswith(f"undone: {ids[-1]} taken out, 23") and "limits" in effect
+    bench.press("u")  # goes on taking out, instead of going back
+    assert bench.events("learnt")[-1]["effect"].startswith(f"undone: {ids[-2]} taken out, 22")
 
 
 def test_l_learns_anew_and_leaves_out_empty_and_cut_frames(bench, apart, clip_frames, still_frames):
@@ -371,7 +381,7 @@ def test_threshold_keys_move_verdict_and_expected_rate(bench, apart):
     assert bench.shown.threshold == shipped and not bench.shown.moved
 
 
-def test_w_writes_what_enroll_would_read(bench, apart, nut_bundle):
+def test_w_writes_what_enroll_would_read(bench, apart, nut_bundle, base_path):
     assert bench.press("w").startswith("nothing to write")
     bench.press("l")
     bench.show(*apart[:BURST])
@@ -380,7 +390,13 @@ def test_w_writes_what_enroll_would_read(bench, apart, nut_bundle):
     manifest = written.manifest
     assert manifest["parent_sha256"] == nut_bundle.sha256
     assert manifest["part"] == "nut" and manifest["decoder"] is None
-    assert manifest["quality"]["images"] == BURST
+    folder = bench.folder / "good"
+    folder.mkdir()
+    for number, picture in enumerate(apart[:BURST]):
+        cv2.imwrite(str(folder / f"{number}.png"), picture)
+    out = bench.folder / "enrolled"
+    assert main([str(x) for x in ("enroll", folder, "--bundle", base_path, "--out", out)]) == 0
+    assert manifest["quality"] == load_bundle(out).manifest["quality"]
     assert manifest["provenance"]["remake"][-1] == "edge-app live (keys: l)"
     assert written.learnt() is not None and len(written.reference["image_ids"]) == BURST
     assert not bench.shown.unwritten
@@ -470,7 +486,9 @@ def test_held_frames_are_bounded_by_memory(nut_bundle, tmp_path, apart):
     held = bench.session._held_frames()
     assert 0 < len(held) < BURST
     assert sum(frame.frame_bgr.nbytes for frame in held) <= 2**20
-    assert bench.shown.pictures == BURST
+    # The burst itself ends where it is full, and says so.
+    assert bench.shown.pictures == len(held)
+    assert not bench.shown.anew
 
 
 def test_keys_that_would_disturb_learning_say_busy(bench, apart):
@@ -495,7 +513,7 @@ def test_enter_fires_or_says_why_not(nut_bundle, tmp_path):
     assert Bench(nut_bundle, tmp_path).press("Enter").startswith("Enter triggers nothing")
 
 
-def test_help_closes_with_escape_and_q_always_quits(bench):
+def test_help_closes_with_escape_and_q_quits(bench):
     bench.press("?")
     assert bench.shown.help
     bench.press("Esc")
@@ -522,3 +540,186 @@ def test_aim_keeps_the_best_sharpness_as_its_scale(bench, apart):
     blurred = cv2.GaussianBlur(apart[0], (0, 0), 3)
     bench.show(apart[0], blurred)
     assert bench.shown.scene.measures.sharpness < 0.8 * bench.shown.sharpest
+
+
+def test_nothing_is_judged_until_a_burst_is_learnt(bench, apart):
+    bench.press("l")
+    bench.learner.waiting = True
+    bench.show(*apart[:BURST], apart[0])
+    assert bench.shown.anew and bench.shown.scene.result is None
+    bench.learner.work()
+    bench.show(apart[0])
+    bench.show(apart[0])
+    assert not bench.shown.anew and verdict(bench) is Verdict.OK
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_judging_goes_on_after_a_burst_of_which_nothing_is_learnt(bench, apart, count):
+    bench.show(apart[0])
+    bench.press("l")
+    bench.show(*apart[:count])
+    bench.press("l")
+    assert bench.message.startswith(f"not learnt: {count} good frames are too few")
+    bench.show(apart[0])
+    assert not bench.shown.anew and verdict(bench) is Verdict.OK
+
+
+def full(bench: Bench) -> None:
+    """As many commands wait as may, as while a camera hangs."""
+    while bench.worker.tell(lambda: None):
+        pass
+
+
+@pytest.mark.parametrize("key", list("shd+-al"))
+def test_what_the_worker_does_not_take_changes_nothing(bench, apart, key):
+    bench.show(apart[0])
+    full(bench)
+    before = bench.shown
+    bench.session.press(ord(key))
+    assert bench.message == "busy: press again"
+    after = replace(bench.shown, message="")
+    assert after == replace(before, message="")
+    bench.show(apart[0])
+    assert bench.shown.scene.result.threshold == bench.shown.threshold
+
+
+def test_a_lesson_is_never_dropped(bench, apart):
+    bench.show(apart[0])
+    full(bench)
+    bench.session.press(ord("n"))
+    bench.session.tick()
+    assert bench.worker._commands.qsize() > MOST_COMMANDS
+    bench.show(apart[0])
+    learnt = bench.session._knowledge.bundle.sha256
+    assert bench.shown.scene.result.bundle_sha256 == learnt
+
+
+def test_undo_into_a_stale_region_stops_judging(bench, apart):
+    drag(bench, (0.2, 0.1, 0.9, 0.9))
+    bench.press("r"), bench.press("r")
+    assert bench.shown.knows_part and bench.shown.threshold is not None  # the dial is back
+    bench.show(apart[0])
+    assert verdict(bench) is Verdict.OK
+    assert "another region" in bench.press("u")
+    bench.show(apart[0])
+    assert bench.shown.scene.result is None and bench.shown.threshold is None
+
+
+def test_the_first_region_of_a_bundle_that_knows_no_part(bare):
+    drag(bare, (0.2, 0.1, 0.9, 0.9))
+    assert bare.message == "region set: press l to learn good parts"
+    assert bare.press("u") == "undone: region as it was"
+
+
+def test_freezing_ends_when_the_camera_is_lost(bench, apart):
+    bench.show(apart[0])
+    bench.press(" ")
+    bench.show(None)
+    assert not bench.shown.frozen and verdict(bench) is Verdict.UNKNOWN
+    assert bench.press(" ").startswith("not frozen")
+
+
+def test_frozen_camera_and_heat_go_on(bench, apart):
+    bench.show(apart[0])
+    bench.press(" ")
+    bench.show(apart[1])
+    assert bench.shown.scene.frame.index == 0 and bench.shown.now.frame.index == 1
+
+
+def test_e_with_a_good_part_in_view_is_refused(bench, apart):
+    bench.show(apart[0])
+    assert bench.press("e") == "not noted: what is in view looks like a good part"
+
+
+def test_e_is_believed_by_a_bundle_that_cannot_tell(nut_bundle, tmp_path, apart, still_frames):
+    # Whatever it calls good may be the station itself, learnt with the parts.
+    manifest = {**nut_bundle.manifest, "presence": None}
+    manifest["alignment"] = {**manifest["alignment"], "recipe": "none"}
+    bench = Bench(replace(nut_bundle, manifest=manifest), tmp_path)
+    bench.show(apart[0])
+    assert verdict(bench) is Verdict.OK
+    assert bench.press("e").startswith("empty station noted")
+
+
+def test_e_can_be_undone(bare, apart, still_frames):
+    bare.show(apart[0])
+    bare.press("e")  # wrong, and nothing is known yet that could tell
+    bare.press("l")
+    bare.show(*apart[:2])
+    assert bare.shown.learning[:2] == ("no whole part in view", 0)
+    bare.press("u")
+    assert bare.press("u") == "undone: 0 pictures of the empty station noted"
+    bare.press("l")
+    bare.show(*apart[:BURST])
+    assert bare.shown.pictures == BURST
+
+
+def test_e_after_learning_is_undone_with_its_lesson(bench, apart, still_frames):
+    bench.press("l")
+    bench.show(*apart[:BURST])
+    bench.show(still_frames["empty"][0])
+    before = bench.session._knowledge
+    bench.press("e")
+    assert len(bench.session._knowledge.empties) == 1
+    bench.press("u")
+    assert bench.session._knowledge is before
+
+
+def test_q_asks_before_it_throws_away_what_was_learnt(bench):
+    bench.press("+")
+    for key in ("q", "Esc"):
+        bench.press("t")
+        assert bench.press(key).startswith("not written: w writes")
+        assert not bench.session.over
+    assert bench.press("q") == "quit" and bench.session.over
+
+
+def test_q_while_the_bundle_is_written_waits_for_it(bench):
+    bench.press("+")
+    bench.writer.waiting = True
+    bench.press("w")
+    assert bench.press("w").startswith("nothing new to write")
+    assert bench.press("q") == "quit"
+    bench.writer.work()
+    bench.session.close()
+    assert not bench.session.unwritten and not bench.events("lost")
+    assert bench.events("written")[-1]["effect"].startswith("bundle written")
+    assert not (bench.folder / "taught-2").exists()
+
+
+def test_w_that_failed_can_be_pressed_again(bench):
+    bench.press("+")
+    (bench.folder / "file").write_text("")
+    out, bench.session._out = bench.session._out, bench.folder / "file" / "b"
+    bench.press("w")
+    assert bench.message.startswith("not written: ")
+    bench.session._out = out
+    bench.press("w")
+    assert not bench.session.unwritten
+
+
+def test_a_moved_threshold_is_written_without_the_learnt_pictures(nut_bundle, tmp_path):
+    files = {k: v for k, v in nut_bundle.manifest["files"].items() if k != "learnt.npz"}
+    poor = replace(nut_bundle, manifest={**nut_bundle.manifest, "files": files})
+    bench = Bench(poor, tmp_path)
+    bench.press("+")
+    bench.press("w")
+    written = load_bundle(tmp_path / "taught")
+    assert written.manifest["threshold"]["value"] == bench.shown.threshold
+    assert written.learnt() is None
+
+
+def test_one_picture_is_learnt_once(bare, bench, apart):
+    for one in (bare, bench):
+        one.show(apart[0])
+        one.press("n")
+        size = len(one.session._held_frames())
+        assert one.press("n") == "not learnt: this very picture is learnt already"
+        assert len(one.session._held_frames()) == size
+
+
+def test_l_after_the_end_of_the_source_is_refused(bench, apart):
+    bench.show(apart[0])
+    bench.worker.end()
+    bench.session.tick()
+    assert bench.press("l").startswith("not learnt: the source has ended")

@@ -188,6 +188,53 @@ def test_an_old_verdict_is_not_shown_in_its_colour():
     assert tuple(corner) == view.GREY
 
 
+@pytest.mark.parametrize(
+    ("fields", "age_s", "word"),
+    [
+        ({"frozen": True}, 60.0, "OK"),  # of this very picture
+        ({"frozen": True, "fresh": False}, 0.0, "WAIT"),
+        ({"ended": True, "fresh": False}, 0.0, "WAIT"),
+        ({"fresh": False}, 0.1, "OK"),
+        ({"fresh": False}, 0.2, "WAIT"),
+        ({"fresh": False, "camera_fps": 4.0}, 0.4, "OK"),
+        ({"fresh": False, "camera_fps": 4.0}, 0.6, "WAIT"),
+        ({"fresh": False, "camera_fps": 0.1}, 1.6, "WAIT"),
+        ({}, 1.4, "OK"),
+    ],
+)
+def test_a_verdict_does_not_stand_over_another_picture(fields, age_s, word):
+    of_scene = {name: value for name, value in fields.items() if name != "frozen"}
+    told = shown(scene=scene(**of_scene), frozen="frozen" in fields, result_age_s=age_s)
+    assert view._said(told)[0] == word
+
+
+def test_learning_anew_hides_the_verdict():
+    assert view._said(shown(anew=True, learning=("encoding", 1, 9)))[0] == "LEARNING"
+    # One frame more does not: the part is the same.
+    assert view._said(shown(learning=("encoding", 1, 9)))[0] == "OK"
+
+
+def test_the_last_part_loses_its_colour_when_nothing_is_judged():
+    size, part = (1280, 720), result(Verdict.OK, 1.0, event="part")
+    box = view.layout(size, FRAMES[0]).part
+    for age_s, colour in ((0.0, view.GREEN), (4.0, view.GREY)):
+        told = shown(scene=scene(part=part, fresh=age_s == 0.0), result_age_s=age_s)
+        canvas = view.draw(told, size)
+        inside = canvas[box.y : box.bottom, box.x : box.right]
+        assert (inside == colour).all(axis=2).mean() > 0.4
+
+
+def test_a_frozen_picture_keeps_its_limit_and_the_heat_of_now():
+    told = shown(frozen=True, now=scene(heat=HOT), threshold=3.5)
+    assert view._heat(told)[0].startswith("HOT 79")
+    assert view._tags(told)[1][0] == HOT.degraded[0]
+    same = replace(told, threshold=9.0)
+    size = (1280, 720)
+    box = view.layout(size, FRAMES[0]).score
+    drawn = [view.draw(one, size)[box.y : box.bottom, box.x : box.right] for one in (told, same)]
+    assert np.array_equal(*drawn)
+
+
 def test_a_result_from_before_the_trigger_does_not_hide_the_part():
     part = replace(result(Verdict.NG, 14.27, event="part"), time_s=5.0)
     word, _, fill, _, told = view._said(shown(waits=True, scene=scene(part=part)))

@@ -166,3 +166,46 @@ def test_journal_on_a_full_disk_says_so_and_is_silent():
     assert "No space left" in journal.problem
     journal.note("key", key="s")
     journal.close()
+
+
+def test_after_the_end_commands_are_seen_on_the_last_picture(nut_bundle, still_frames, tmp_path):
+    journal = Journal(tmp_path / "log.jsonl")
+    worker = worker_of(nut_bundle, [], journal, mode="single")
+    worker.see(Frame(0, "bench", still_frames["good"][0]))
+    worker.end()
+    assert worker.scenes.take().map_01 is None
+    worker.tell(lambda: worker.draw_maps("always", None))
+    assert worker.obey() and not worker.obey()
+    worker.see_again()
+    scene = worker.scenes.take()
+    assert scene.ended and scene.fresh and scene.map_01 is not None
+    # It is shown again, and not judged twice.
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+    assert len(scene.history) == 1
+
+
+def test_the_end_of_the_source_ends_a_burst(nut_bundle, still_frames):
+    worker = worker_of(nut_bundle, [])
+    worker.collect(5, lambda frame: None)
+    worker.see(Frame(0, "bench", still_frames["good"][0]))
+    worker.end()
+    assert len(worker.bursts.get_nowait()) == 1
+
+
+def test_a_burst_is_bounded_by_memory(nut_bundle, still_frames):
+    worker = worker_of(nut_bundle, [])
+    size = still_frames["good"][0].nbytes
+    worker.collect(100, lambda frame: None, most_bytes=4.5 * size)
+    for index in range(6):
+        worker._burst and setattr(worker._burst, "last_s", -1.0)
+        worker.see(Frame(index, "bench", still_frames["good"][0]))
+    assert len(worker.bursts.get_nowait()) == 4
+
+
+def test_what_is_insisted_on_is_never_refused_and_stays_in_order(nut_bundle):
+    worker, done = worker_of(nut_bundle, []), []
+    while worker.tell(lambda: done.append("told")):
+        pass
+    worker.insist(lambda: done.append("insisted"))
+    worker.obey()
+    assert done == ["told"] * MOST_COMMANDS + ["insisted"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from edge_app.config import Config
 from edge_app.decision import MODES
 from edge_app.errors import InputError
 from edge_app.inspector import Inspector, build_encoder
-from edge_app.live.display import Probe, refuse_without_display
+from edge_app.live.display import Probe, fitted, refuse_without_display, screen_size
 from edge_app.live.journal import Journal
 from edge_app.live.knowledge import Teacher, known_from
 from edge_app.live.session import Session
@@ -146,10 +147,17 @@ def _run(
         fire=(lambda: gate.fire(time.monotonic())) if by_key else None,
         waits=gate is not None,
     )
-    session.full_screen = args.full_screen
+    screen = screen_size()
+    size, full_screen = fitted((config.live.width, config.live.height), screen)
+    session.full_screen = args.full_screen or full_screen
+    # As Ctrl-C: what is being written is finished, and what is lost is said.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     worker.start()
     try:
-        window.run(session, config.live.width, config.live.height, probe.close)
+        window.run(session, size, screen, probe.close)
+    except KeyboardInterrupt:
+        if not live:
+            raise
     finally:
         worker.close()
         writer.close(FINISH_S)
@@ -157,8 +165,8 @@ def _run(
         journal.close()
         if gpio is not None:
             gpio.close()
-    if session.unwritten:
-        print("what was learnt was not written (the key w writes it)", file=sys.stderr)
+        if session.unwritten:
+            print("what was learnt was not written (the key w writes it)", file=sys.stderr)
     return 0
 
 

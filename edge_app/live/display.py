@@ -10,9 +10,11 @@ import os
 import re
 import select
 import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import cv2
 
@@ -23,6 +25,9 @@ INSTEAD = "edge-app inspect works without a window"
 ANSWER_S = 3.0
 # Opening a first window takes a second on a slow board.
 PROBE_S = 30.0
+# What title bar and panels leave of a screen: on one of 480 lines 67 for both.
+USABLE = (0.96, 0.86)
+SMALLEST = (320, 240)
 _PROBE = """
 import sys, cv2
 cv2.namedWindow("probe")
@@ -118,6 +123,96 @@ def _x_server_silent(display: str) -> str | None:
                 continue
             return None
     return why
+
+
+def screen_size(environment: Mapping[str, str] = os.environ) -> tuple[int, int] | None:
+    """
+    (width, height) of the X server's screen in pixels; None where it does not tell.
+
+    To be asked while another client is connected: see `Probe`.
+    """
+    named = re.fullmatch(
+        r"(?:unix)?(?P<host>.*?):(?P<number>\d+)(?:\.\d+)?", environment.get("DISPLAY", "")
+    )
+    if named is None:
+        return None
+    for name, data in [*_cookies(environment, named["number"].encode()), (b"", b"")]:
+        try:
+            if (size := _asked_size(named["host"], int(named["number"]), name, data)) is not None:
+                return size
+        except (OSError, struct.error):
+            continue
+    return None
+
+
+def _asked_size(host: str, number: int, name: bytes, data: bytes) -> tuple[int, int] | None:
+    """From the reply to the connection setup (X Window System Protocol, section 8)."""
+    if host:
+        server = socket.create_connection((host, 6000 + number), ANSWER_S)
+    else:
+        server = socket.socket(socket.AF_UNIX)
+    with server:
+        server.settimeout(ANSWER_S)
+        if not host:
+            path = f"/tmp/.X11-unix/X{number}"
+            server.connect(path if os.path.exists(path) else f"\0{path}")
+        head = struct.pack("<cxHHHHxx", b"l", 11, 0, len(name), len(data))
+        server.sendall(head + b"".join(part + bytes(-len(part) % 4) for part in (name, data)))
+        with server.makefile("rb") as answer:
+            granted, words = struct.unpack("<B5xH", answer.read(8))
+            body = answer.read(4 * words)
+    if granted != 1:
+        return None
+    vendor_bytes, formats = struct.unpack("<16xH3xB", body[:22])
+    screen = 32 + vendor_bytes + -vendor_bytes % 4 + 8 * formats
+    width, height = struct.unpack("<HH", body[screen + 20 : screen + 24])
+    return width, height
+
+
+def _cookies(environment: Mapping[str, str], number: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """What may let us in to a display: name and data of each entry of the authority file."""
+    named = environment.get("XAUTHORITY")
+    try:
+        content = (Path(named) if named else Path.home() / ".Xauthority").read_bytes()
+    except (OSError, RuntimeError):
+        return
+    at, fields = 0, []
+    while at + 2 <= len(content):
+        if not fields:
+            at += 2  # the family of the address
+        size = int.from_bytes(content[at : at + 2], "big")
+        fields.append(content[at + 2 : at + 2 + size])
+        at += 2 + size
+        if len(fields) == 4:
+            _, display, name, data = fields
+            fields = []
+            if display in (number, b""):
+                yield name, data
+
+
+def fitted(asked: tuple[int, int], screen: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:
+    """
+    A window that a screen has room for.
+
+    Parameters
+    ----------
+    asked, screen : tuple of int
+        (width, height); None for a screen that is not known.
+
+    Returns
+    -------
+    size : tuple of int
+        With room for a title bar and panels.
+    full_screen : bool
+        Whether to fill the screen, because it is not larger than the window was to be.
+    """
+    if screen is None:
+        return asked, False
+    size = tuple(
+        max(min(wanted, int(share * there)), least)
+        for wanted, there, share, least in zip(asked, screen, USABLE, SMALLEST, strict=True)
+    )
+    return size, screen[0] <= asked[0] or screen[1] <= asked[1]
 
 
 class Probe:

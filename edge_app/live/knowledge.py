@@ -61,6 +61,8 @@ class Knowledge:
         Region of interest; differs from the bundle's while the reference is stale.
     batches : tuple of int
         Numbers of the lots of frames of this session that it was taught, in order.
+    empties : tuple of Frame
+        Frames of this session that were said to show the station without a part.
     taught : tuple of str
         What was done to it since it was read or written, for the record; the keys' actions.
     """
@@ -69,6 +71,7 @@ class Knowledge:
     pictures: tuple[LearntPicture, ...] | None
     region: Region
     batches: tuple[int, ...] = ()
+    empties: tuple[Frame, ...] = ()
     taught: tuple[str, ...] = ()
 
     @property
@@ -232,6 +235,8 @@ class Teacher:
         """
         Take out the last picture that the bundle learnt; also gives its id.
 
+        The limits of light and sharpness stay: which of them it had widened is not recorded.
+
         Raises
         ------
         InputError
@@ -374,7 +379,10 @@ def write(
         If it cannot be written.
     """
     bundle = knowledge.bundle
-    packed, _ = kept_pictures(list(pictures_of(knowledge)))
+    packed = None
+    # A threshold can be moved without the pictures that the reference was learnt from.
+    if set(knowledge.taught) != {"threshold"} or knowledge.pictures is not None or bundle.learnt():
+        packed, _ = kept_pictures(list(pictures_of(knowledge)))
     command = shlex.join(["edge-app", *typed])
     keys = " ".join(knowledge.taught)
     manifest = {

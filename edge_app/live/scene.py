@@ -27,6 +27,8 @@ class Scene:
         The newest verdict on a frame; None where nothing is scored.
     fresh : bool
         Whether the verdict is on this very frame.
+    result_s, part_s : float
+        When the newest verdicts on a frame and on a part were given, seconds of `time.monotonic`.
     part : Result or None
         The newest verdict on a part that was seen on several frames.
     seen : Seen or None
@@ -39,6 +41,8 @@ class Scene:
         Running means.
     collected : tuple of (int, int) or None
         While a burst is taken: frames so far, and wanted.
+    refused : str
+        While a burst is taken: why this frame is none of it; empty where it is one.
     ended : bool
         Whether the source has come to its end.
     """
@@ -60,7 +64,9 @@ class Scene:
     heat: Heat | None = None
     measures: Measures | None = None
     collected: tuple[int, int] | None = None
+    refused: str = ""
     ended: bool = False
+    part_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,9 @@ class Shown:
     Attributes
     ----------
     scene : Scene or None
-        None before the first picture.
+        The one in the picture, frozen or not; None before the first picture.
+    now : Scene or None
+        The newest: camera and heat are never shown frozen. By default `scene`.
     part : str
         Name of the part; empty where none is known.
     pictures : int
@@ -98,15 +106,18 @@ class Shown:
     box : tuple of float or None
     learning : tuple of (str, int, int) or None
         What is being done, how much of it, of how much (0 where that is not known).
+    anew : bool
+        Whether the part is being learnt anew: then nothing is judged.
     message : str
         The effect of the last key.
     alarm : bool
         Whether the message says that something went wrong.
-    result_age_s : float
-        How long ago the verdict was given.
+    result_age_s, part_age_s : float
+        How long ago the verdicts on the frame and on the part were given.
     """
 
     scene: Scene | None
+    now: Scene | None = None
     part: str = ""
     pictures: int = 0
     region: tuple[float, float, float, float] | None = None
@@ -127,6 +138,8 @@ class Shown:
     choosing: bool = False
     box: tuple[float, float, float, float] | None = None
     learning: tuple[str, int, int] | None = None
+    anew: bool = False
     message: str = ""
     alarm: bool = False
     result_age_s: float = 0.0
+    part_age_s: float = 0.0

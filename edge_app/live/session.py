@@ -55,6 +55,7 @@ LEAST_REGION = 0.05
 MESSAGE_S = 5.0
 # Pictures of the empty station that are kept.
 MOST_EMPTY = 10
+BUSY_INSPECTING = "busy: press again"
 MB = 2**20
 
 
@@ -129,12 +130,16 @@ class Session:
         self._out, self._part, self._typed = out, part, typed
         self._fire, self._waits, self._clock = fire, waits, clock
         self._parent = knowledge.bundle.sha256
+        self._room = settings.most_held_mb * MB
         self._dial = self._dial_of(knowledge)
         self._undo: list[Knowledge] = []
         self._held: list[tuple[int, Frame]] = []
         self._next_batch = 0
-        self._empty_frames: list[Frame] = []
-        self._bursting = False
+        # The part is being learnt anew: its frames are 'taking', are 'ending', or are 'learning'.
+        self._anew: str | None = None
+        self._writing: Knowledge | None = None
+        # What the key before asked to be pressed again for.
+        self._asked = self._asked_before = ""
         self._progress: tuple[str, int, int] | None = None
         self._scene: Scene | None = None
         self._frozen: Scene | None = None
@@ -160,6 +165,7 @@ class Session:
         key = key_of(code)
         if key is None:
             return
+        self._asked_before, self._asked = self._asked, ""
         effect = getattr(self, f"_key_{key.action}")()
         self._journal.note("key", key=key.label, action=key.action, effect=effect)
         self._say(effect)
@@ -196,11 +202,19 @@ class Session:
         scene = self._worker.scenes.take()
         if scene is not None:
             self._scene = scene
+            if self._frozen is not None and scene.frame.frame_bgr is None:
+                self._frozen = None
+                self._say("picture live again: the camera gives none")
             if scene.measures is not None:
                 self._sharpest = max(self._sharpest, scene.measures.sharpness)
         busy = self._learner.busy
         while not self._worker.bursts.empty():
-            self._learn_burst(self._worker.bursts.get())
+            frames = self._worker.bursts.get()
+            if self._anew in ("taking", "ending"):
+                self._learn_burst(frames)
+            else:
+                # Given up just when it was complete.
+                self._worker.insist(self._worker.go_on)
         for outcome in self._learner.done():
             self._take_lesson(outcome)
         for outcome in self._writer.done():
@@ -219,6 +233,7 @@ class Session:
         message = self._message if now_s - self._message_s < MESSAGE_S else ""
         return Shown(
             scene=scene,
+            now=self._scene,
             part=self._part if self._knowledge.knows_part or self._undo else "",
             pictures=self._knowledge.size,
             region=self._knowledge.region,
@@ -239,13 +254,17 @@ class Session:
             choosing=self._choosing,
             box=self._box,
             learning=self._learning(),
+            anew=self._anew is not None,
             message=message,
             alarm=self._alarm and bool(message),
             result_age_s=0.0 if scene is None else max(now_s - scene.result_s, 0.0),
+            part_age_s=0.0 if scene is None else max(now_s - scene.part_s, 0.0),
         )
 
     def close(self) -> None:
-        """Say what will be lost; the threads are the caller's."""
+        """Take in what was still written, and say what is lost; the threads are the caller's."""
+        for outcome in self._writer.done():
+            self._take_written(outcome)
         if self._knowledge.taught:
             self._journal.note("lost", effect="what was learnt was not written")
 
@@ -259,11 +278,11 @@ class Session:
     def _key_scoring(self) -> str:
         if not self._knowledge.knows_part:
             return "nothing to score with: press l to learn good parts first"
-        return self._score(not self._scoring)
-
-    def _score(self, on: bool) -> str:
+        on = not self._scoring
+        if not self._worker.tell(partial(self._worker.score, on)):
+            return BUSY_INSPECTING
         self._scoring = on
-        return self._told(partial(self._worker.score, on), f"scoring {'on' if on else 'off'}")
+        return f"scoring {'on' if on else 'off'}"
 
     def _key_picture(self) -> str:
         scene = self._frozen or self._scene
@@ -292,21 +311,22 @@ class Session:
     def _key_heatmap(self) -> str:
         if not self._kinds():
             return "no heatmap: nothing is known that could draw one"
-        modes = HEATMAP_MODES
-        self._map_mode = modes[(modes.index(self._map_mode) + 1) % len(modes)]
-        return self._draw_maps(f"heatmap {_MODE_WORDS[self._map_mode]}")
+        mode = HEATMAP_MODES[(HEATMAP_MODES.index(self._map_mode) + 1) % len(HEATMAP_MODES)]
+        return self._draw_maps(mode, self._map_kind, f"heatmap {_MODE_WORDS[mode]}")
 
     def _key_heatmap_kind(self) -> str:
         kinds = self._kinds()
         if len(kinds) < 2:
             only = f"by {kinds[0]}" if kinds else "none"
             return f"this bundle has one kind of heatmap: {only}"
-        now = self._map_kind_now()
-        self._map_kind = kinds[(kinds.index(now) + 1) % len(kinds)]
-        return self._draw_maps(f"heatmap by {self._map_kind}")
+        kind = kinds[(kinds.index(self._map_kind_now()) + 1) % len(kinds)]
+        return self._draw_maps(self._map_mode, kind, f"heatmap by {kind}")
 
-    def _draw_maps(self, said: str) -> str:
-        return self._told(partial(self._worker.draw_maps, self._map_mode, self._map_kind), said)
+    def _draw_maps(self, mode: str, kind: str | None, said: str) -> str:
+        if not self._worker.tell(partial(self._worker.draw_maps, mode, kind)):
+            return BUSY_INSPECTING
+        self._map_mode, self._map_kind = mode, kind
+        return said
 
     def _key_learn_frame(self) -> str:
         scene = self._frozen or self._scene
@@ -314,6 +334,8 @@ class Session:
             return busy
         if scene is None or scene.frame.frame_bgr is None:
             return "not learnt: the camera gives no picture"
+        if any(frame is scene.frame for frame in self._held_frames()):
+            return "not learnt: this very picture is learnt already"
         if not self._knowledge.knows_part:
             return self._learn_first(scene.frame)
         alarm = scene.fresh and self._verdict(scene) == "NG"
@@ -339,48 +361,81 @@ class Session:
         frames = self._held_frames()
         if len(frames) < LEAST_IMAGES:
             return f"{len(frames)} of {LEAST_IMAGES} frames to begin with"
-        return self._learn_anew(frames, self._knowledge.batches, "n", "learning", pushed=True)
+        known = self._knowledge
+        return self._learn_anew(known, frames, known.batches, "n", "learning", pushed=True)
 
     def _key_learn_burst(self) -> str:
-        if self._bursting:
-            self._bursting = False
-            return self._told(
-                partial(self._worker.stop_collecting, True), "burst ended: learning what there is"
-            )
+        if self._anew == "taking":
+            if not self._worker.tell(partial(self._worker.stop_collecting, True)):
+                return BUSY_INSPECTING
+            self._anew = "ending"
+            return "burst ended: learning what there is"
         if busy := self._busy():
             return busy
-        self._bursting = True
-        self._frozen = None
+        if self._scene is not None and self._scene.ended:
+            return "not learnt: the source has ended, no more frames come"
         wanted = self._settings.burst_frames
-        command = partial(self._worker.collect, wanted, self._refusal())
-        return self._told(command, f"learning: show good parts, {wanted} frames are taken")
+        command = partial(self._worker.collect, wanted, self._refusal(), self._room)
+        if not self._worker.tell(command):
+            return BUSY_INSPECTING
+        self._anew, self._frozen = "taking", None
+        return f"learning: show good parts, {wanted} frames are taken"
 
     def _key_undo(self) -> str:
-        if self._bursting:
-            self._bursting = False
-            return self._told(partial(self._worker.stop_collecting, False), "burst given up")
+        if self._anew == "taking":
+            if not self._worker.tell(partial(self._worker.stop_collecting, False)):
+                return BUSY_INSPECTING
+            self._anew = None
+            return "burst given up"
         if busy := self._busy():
             return busy
         if self._undo:
             before = self._undo[-1]
-            if before.bundle is self._knowledge.bundle and not before.knows_part:
-                self._knowledge = self._undo.pop()
-                count = len(self._held_frames())
-                return f"undone: {count} of {LEAST_IMAGES} frames to begin with"
+            if before.bundle is self._knowledge.bundle and (
+                before.region == self._knowledge.region or not before.knows_part
+            ):
+                return self._undo_at_once()
             return self._learn(
                 lambda: self._ready(before, f"undone: {before.size} pictures", undoes=True),
                 "undoing the last learnt",
             )
-        if not self._knowledge.knows_part:
-            return "nothing to undo"
         known, progress = self._knowledge, self._note_progress
+        if not known.knows_part:
+            return "nothing to undo"
+        if known.taught[-1:] != ("u",) and self._asked_before != "undo":
+            try:
+                lost = forgotten(known)
+            except InputError as error:
+                return f"nothing to undo: {error}"
+            self._asked = "undo"
+            return (
+                "nothing was learnt in this session: u again takes out the last picture that "
+                f"{known.bundle.path.name} learnt, for good{lost}"
+            )
 
         def job() -> Taught:
             learnt, name = self._teach().without_last(known, progress)
             said = f"undone: {name} taken out, {learnt.size} pictures{forgotten(known)}"
+            said += "; the limits of light and sharpness stay"
             return self._ready(learnt, said)
 
-        return self._learn(job, "undoing the bundle's last learnt picture")
+        # The next u takes out one more, so there is no way back but not to write it.
+        return self._learn(job, "undoing the bundle's last learnt picture", pushed=True)
+
+    def _undo_at_once(self) -> str:
+        """Go back to where nothing had been learnt since."""
+        now, before = self._knowledge, self._undo.pop()
+        self._knowledge = before
+        if before.region != now.region:
+            self._dial = None
+            self._worker.insist(partial(self._worker.use, None))
+            self._aim_again()
+            if before.bundle.reference is not None:
+                return "undone: the reference is of another region, press l to learn anew"
+            return "undone: region as it was"
+        if len(before.empties) != len(now.empties) or before.empties[-1:] != now.empties[-1:]:
+            return f"undone: {len(before.empties)} pictures of the empty station noted"
+        return f"undone: {len(self._held_frames())} of {LEAST_IMAGES} frames to begin with"
 
     def _key_empty(self) -> str:
         scene = self._frozen or self._scene
@@ -388,12 +443,19 @@ class Session:
             return busy
         if scene is None or scene.frame.frame_bgr is None:
             return "not noted: the camera gives no picture"
-        self._empty_frames = [*self._empty_frames, scene.frame][-MOST_EMPTY:]
+        # One that cannot tell an empty station may well have learnt it as good.
+        tells = self._knowledge.knows_part and knows_empty(self._knowledge)
+        if tells and self._verdict(scene) == "OK":
+            return "not noted: what is in view looks like a good part"
+        empties = (*self._knowledge.empties, scene.frame)[-MOST_EMPTY:]
+        known = replace(self._knowledge, empties=empties)
         frames = self._held_frames()
         if len(frames) < LEAST_IMAGES:
+            self._push()
+            self._knowledge = known
             return "empty station noted: press l to learn good parts"
-        batches = self._knowledge.batches
-        return self._learn_anew(frames, batches, "e", "empty station noted, learning again")
+        said = "empty station noted, learning again"
+        return self._learn_anew(known, frames, known.batches, "e", said)
 
     def _key_threshold_up(self) -> str:
         return self._move(Dial.up)
@@ -406,14 +468,18 @@ class Session:
             return "no threshold yet: press l to learn good parts first"
         if busy := self._busy():
             return busy
-        self._dial = turn(self._dial)
-        bundle = with_threshold(self._knowledge.bundle, self._dial.value)
+        dial = turn(self._dial)
+        if dial.value == self._dial.value:
+            return f"threshold {dial.value:.4g} is as far as it goes"
+        bundle = with_threshold(self._knowledge.bundle, dial.value)
+        if not self._worker.tell(partial(self._worker.move_threshold, bundle)):
+            return BUSY_INSPECTING
+        self._dial = dial
         taught = self._knowledge.taught
         if taught[-1:] != ("threshold",):
             taught = (*taught, "threshold")
         self._knowledge = replace(self._knowledge, bundle=bundle, taught=taught)
-        said = f"threshold {self._dial.value:.4g}: {self._dial.sentence()}"
-        return self._told(partial(self._worker.move_threshold, bundle), said)
+        return f"threshold {self._dial.value:.4g}: {self._dial.sentence()}"
 
     def _key_region(self) -> str:
         if busy := self._busy():
@@ -425,12 +491,17 @@ class Session:
         return "draw the region of interest with the mouse; r: whole picture, Esc: leave it"
 
     def _key_aim(self) -> str:
-        self._aiming = not self._aiming
-        self._sharpest = 0.0
-        region = (self._knowledge.region,) if self._aiming else None
-        return self._told(
-            partial(self._worker.aim, region), f"aiming aid {'on' if self._aiming else 'off'}"
-        )
+        on = not self._aiming
+        region = (self._knowledge.region,) if on else None
+        if not self._worker.tell(partial(self._worker.aim, region)):
+            return BUSY_INSPECTING
+        self._aiming, self._sharpest = on, 0.0
+        return f"aiming aid {'on' if on else 'off'}"
+
+    def _aim_again(self) -> None:
+        """Within another region."""
+        if self._aiming:
+            self._worker.insist(partial(self._worker.aim, (self._knowledge.region,)))
 
     def _key_trigger(self) -> str:
         if self._fire is None:
@@ -438,8 +509,15 @@ class Session:
         return "triggered" if self._fire() else "not triggered: too soon after the last one"
 
     def _key_freeze(self) -> str:
-        self._frozen = self._scene if self._frozen is None else None
-        return "picture frozen" if self._frozen is not None else "picture live"
+        if self._frozen is not None:
+            self._frozen = None
+            return "picture live"
+        if self._scene is None or self._scene.frame.frame_bgr is None:
+            return "not frozen: the camera gives no picture"
+        if self._anew == "taking":
+            return "not frozen: a burst is taken"
+        self._frozen = self._scene
+        return "picture frozen"
 
     def _key_full_screen(self) -> str:
         self.full_screen = not self.full_screen
@@ -456,19 +534,34 @@ class Session:
             return "nothing to write: no part is known for this region"
         if not self._knowledge.taught:
             return "nothing to write: all that is known is in the bundle"
+        if self._writing is self._knowledge:
+            return "nothing new to write: it is being written"
         known, parent, typed = self._knowledge, self._parent, self._typed
 
         def job() -> tuple[Knowledge, Bundle]:
-            folder = free_folder(self._out)
-            return known, write(known, folder, self._part, parent, typed)
+            try:
+                return known, write(known, free_folder(self._out), self._part, parent, typed)
+            except BaseException:
+                self._writing = None
+                raise
 
-        return "writing the bundle" if self._writer.submit(job) else "busy saving: press w again"
+        self._writing = known
+        if not self._writer.submit(job):
+            self._writing = None
+            return "busy saving: press w again"
+        return "writing the bundle"
 
     def _key_help(self) -> str:
         self._help = not self._help
         return f"help {'on' if self._help else 'off'}"
 
     def _key_quit(self) -> str:
+        unwritten = self.unwritten and self._writing is not self._knowledge
+        if (unwritten or self._busy()) and self._asked_before != "quit":
+            self._asked = "quit"
+            if unwritten:
+                return "not written: w writes what was learnt, q again quits without it"
+            return "busy learning: q again quits without it"
         self.over = True
         return "quit"
 
@@ -497,38 +590,47 @@ class Session:
             return "region left as it is"
         what = "whole picture" if region is None else "region"
         self._push()
-        self._knowledge = replace(self._knowledge, region=region)
-        if self._aiming:
-            self._told(partial(self._worker.aim, (region,)), "")
-        frames = self._held_frames()
-        if self._knowledge.knows_part:
+        self._knowledge = known = replace(self._knowledge, region=region)
+        self._aim_again()
+        self._dial = self._dial_of(known)
+        if known.knows_part:
             # Back at the region that the reference is of.
-            bundle = self._knowledge.bundle
-            self._told(lambda: self._worker.use(self._build(bundle)), "")
+            self._worker.insist(lambda: self._worker.use(self._build(known.bundle)))
             return f"{what}: as the bundle has it"
-        self._told(partial(self._worker.use, None), "")
-        self._dial = None
+        self._worker.insist(partial(self._worker.use, None))
+        frames = self._held_frames()
         if len(frames) < LEAST_IMAGES:
+            if known.bundle.reference is None:
+                return f"{what} set: press l to learn good parts"
             return f"{what} changed: the reference is stale, press l to learn anew"
         said = f"{what} changed: learning again from {len(frames)} frames of this session"
-        return self._learn_anew(frames, self._knowledge.batches, "r", said, pushed=True)
+        return self._learn_anew(known, frames, known.batches, "r", said, pushed=True)
 
     def _learn_burst(self, frames: list[Frame]) -> None:
-        self._bursting = False
+        count = len(frames)
+        self._anew = "learning"
+        if count < LEAST_IMAGES:
+            why = f"{count} good frames are too few, wanted at least {LEAST_IMAGES} that differ"
+            self._take_lesson(Outcome(error=why))
+            return
+        said = f"learning {count} frames"
+        size = frames[0].frame_bgr.nbytes
+        if count < self._settings.burst_frames and (count + 1) * size > self._room:
+            said += f", as many as [live] most_held_mb = {self._settings.most_held_mb} has room for"
         batch = self._hold(frames)
-        said = self._learn_anew(frames, (batch,), "l", f"learning {len(frames)} frames")
-        self._say(said)
+        self._say(self._learn_anew(self._knowledge, frames, (batch,), "l", said))
 
     def _learn_anew(
         self,
+        known: Knowledge,
         frames: list[Frame],
         batches: tuple[int, ...],
         what: str,
         said: str,
         pushed: bool = False,
     ) -> str:
-        known, progress = self._knowledge, self._note_progress
-        empty = list(self._empty_frames)
+        progress = self._note_progress
+        empty = list(known.empties)
         # What was found EMPTY shows the station in another region too.
         found = self._worker.empties if not empty and known.region != known.bundle.region else ()
 
@@ -554,6 +656,9 @@ class Session:
     def _learn(self, job: Callable[[], Taught], said: str, pushed: bool = False) -> str:
         self._progress = ("learning", 0, 0)
         if not self._learner.submit(job):
+            if self._anew is not None:
+                self._anew = None
+                self._worker.insist(self._worker.go_on)
             return "busy learning: press again when it is done"
         self._pushed = pushed
         return said
@@ -566,7 +671,10 @@ class Session:
 
     def _take_lesson(self, outcome: Outcome) -> None:
         self._progress = None
+        anew, self._anew = self._anew, None
         if outcome.error is not None:
+            if anew is not None:
+                self._worker.insist(self._worker.go_on)
             self._journal.note("learnt", effect=f"not learnt: {outcome.error}")
             self._say(f"not learnt: {outcome.error}", alarm=True)
             return
@@ -575,11 +683,16 @@ class Session:
             self._undo.pop()
         elif not self._pushed:
             self._push()
+        elsewhere = taught.knowledge.region != self._knowledge.region
         self._knowledge = taught.knowledge
         self._dial = self._dial_of(taught.knowledge)
-        self._told(partial(self._worker.use, taught.inspector), "")
+        # Never refused: what judges must be what the window says that it is.
+        self._worker.insist(partial(self._worker.use, taught.inspector))
         if taught.inspector is not None:
-            self._score(True)
+            self._worker.insist(partial(self._worker.score, True))
+            self._scoring = True
+        if elsewhere:
+            self._aim_again()
         said = taught.said
         if self._dial is not None:
             said += f"; {self._dial.sentence()}"
@@ -596,10 +709,10 @@ class Session:
             self._say(f"saved {outcome.value}")
             return
         known, bundle = outcome.value
-        self._parent = bundle.sha256
+        self._parent, self._writing = bundle.sha256, None
         if self._knowledge is known:
             self._knowledge = replace(known, bundle=bundle, taught=())
-            self._told(partial(self._worker.move_threshold, bundle), "")
+            self._worker.insist(partial(self._worker.move_threshold, bundle))
         path = os.fspath(bundle.path)
         self._journal.note("written", effect=f"bundle written: {path}", path=path)
         self._say(f"bundle written: {path}")
@@ -619,24 +732,28 @@ class Session:
         self._progress = (stage, done, of)
 
     def _learning(self) -> tuple[str, int, int] | None:
-        if self._bursting:
+        if self._anew in ("taking", "ending"):
             collected = self._scene.collected if self._scene is not None else None
             done, of = collected or (0, self._settings.burst_frames)
-            return "taking frames of good parts", done, of
-        return (self._progress or ("learning", 0, 0)) if self._learner.busy else None
+            refused = self._scene.refused if collected is not None else ""
+            return refused or "taking frames of good parts", done, of
+        if self._anew is None and not self._learner.busy:
+            return None
+        return self._progress or ("learning", 0, 0)
 
     def _busy(self) -> str | None:
-        if self._bursting:
+        if self._anew in ("taking", "ending"):
             return "busy: a burst is taken; l ends it, u gives it up"
-        return "busy learning: press again when it is done" if self._learner.busy else None
+        if self._anew is None and not self._learner.busy:
+            return None
+        return "busy learning: press again when it is done"
 
     def _hold(self, frames: list[Frame]) -> int:
         """Keep frames for learning again, within the bound; gives the number of the batch."""
         batch, self._next_batch = self._next_batch, self._next_batch + 1
         self._held += [(batch, frame) for frame in frames]
-        room = self._settings.most_held_mb * MB
         total = sum(frame.frame_bgr.nbytes for _, frame in self._held)
-        while total > room and len(self._held) > 1:
+        while total > self._room and len(self._held) > 1:
             total -= self._held.pop(0)[1].frame_bgr.nbytes
         return batch
 
@@ -656,8 +773,8 @@ class Session:
                 aligner = Aligner(alignment, bundle.size, region)
             else:
                 empty_view = empty_view_of(bundle)
-        elif self._empty_frames:
-            views = [prepare(frame.frame_bgr, recipe) for frame in self._empty_frames]
+        elif known.empties:
+            views = [prepare(frame.frame_bgr, recipe) for frame in known.empties]
             empty_view = learn_empty_view(views, [])
 
         def refuse(frame: Frame) -> str | None:
@@ -678,9 +795,6 @@ class Session:
         return refuse
 
     # Small things
-
-    def _told(self, command: Callable[[], None], said: str) -> str:
-        return said if self._worker.tell(command) else "busy: press again"
 
     def _say(self, sentence: str, alarm: bool = False, last: bool = True) -> None:
         self._message, self._alarm = sentence, alarm

@@ -36,8 +36,11 @@ _FILL = {
     Verdict.UNKNOWN: (AMBER, BLACK),
     Verdict.EMPTY: (GREY, WHITE),
 }
-# A verdict older than this is none on what is seen now, seconds.
-OLD_S = 1.5
+# A verdict older than this is none on what is seen now, seconds; one on a picture before the newest
+# is so already after two pictures of the camera, or this, whichever is more.
+OLD_S, PASSED_S = 1.5, 0.15
+# From this age on, the age of the last part's verdict is said, seconds.
+TELL_S = 2.0
 # A bar of the aiming aid that shows clipping is full at this share of the pixels.
 FULL_CLIPPING = 0.2
 # The strip shows scores up to so many times the limit; what is higher is cut off with a mark.
@@ -252,7 +255,8 @@ def _draw_verdict(canvas: np.ndarray, where: Layout, shown: Shown) -> None:
     _fill(canvas, where.score, fill)
     _draw_word(canvas, where.verdict, word, why, ink, where.px)
     _draw_score(canvas, where.score, result, shown, ink, where.px)
-    _draw_part(canvas, where.part, shown, where.px)
+    unsaid = result is None and shown.result_age_s > OLD_S or fill is GREY and shown.frozen
+    _draw_part(canvas, where.part, shown, where.px, unsaid)
 
 
 def _said(shown: Shown) -> tuple[str, str, Colour, Colour, Result | None]:
@@ -260,7 +264,7 @@ def _said(shown: Shown) -> tuple[str, str, Colour, Colour, Result | None]:
     scene = shown.scene
     if scene is None:
         return "WAIT", "no picture yet", GREY, WHITE, None
-    if shown.learning is not None and (scene.collected is not None or not shown.knows_part):
+    if shown.learning is not None and (shown.anew or not shown.knows_part):
         return "LEARNING", shown.learning[0], BLUE, WHITE, None
     if not shown.knows_part:
         why = (
@@ -280,12 +284,32 @@ def _said(shown: Shown) -> tuple[str, str, Colour, Colour, Result | None]:
             return "READY", "waiting for the trigger", GREY, WHITE, None
         return "WAIT", "not judged yet", GREY, WHITE, None
     verdict = result.decision.verdict
-    if shown.result_age_s > OLD_S and not (shown.waits or shown.frozen or scene.ended):
+    if shown.frozen or scene.ended:
+        if not scene.fresh:
+            return "WAIT", "this picture was not judged", GREY, WHITE, None
+    elif not shown.waits and shown.result_age_s > _valid_s(scene):
         # What is in view now may be another part.
-        return "WAIT", f"{verdict} {shown.result_age_s:.0f} s ago", GREY, WHITE, None
+        return "WAIT", f"{verdict} {_ago(shown.result_age_s)}", GREY, WHITE, None
     fill, ink = _FILL[verdict]
     why = "no part in view" if verdict is Verdict.EMPTY else result.decision.reason or ""
+    if shown.frozen and not why:
+        why = "of the frozen picture"
+    elif shown.waits and result is scene.part and shown.part_age_s >= TELL_S and not why:
+        why = _ago(shown.part_age_s)
     return str(verdict), why, fill, ink, result
+
+
+def _valid_s(scene: Scene) -> float:
+    """How long a verdict counts, seconds: not long once there is a newer picture without one."""
+    if scene.fresh:
+        return OLD_S
+    return min(max(2.0 / max(scene.camera_fps, 1e-6), PASSED_S), OLD_S)
+
+
+def _ago(age_s: float) -> str:
+    if age_s < 60.0:
+        return f"{age_s:.{0 if age_s >= 2.0 else 1}f} s ago"
+    return f"{age_s / 60:.0f} min ago"
 
 
 def _draw_word(canvas: np.ndarray, box: Box, word: str, why: str, ink: Colour, px: int) -> None:
@@ -312,7 +336,9 @@ def _draw_score(
         return
     inner = box.inset(px, px // 2)
     small = max(px, round(0.14 * box.h))
-    limit = f"limit {_number(shown.threshold, shown.threshold)}"
+    # The one that it was judged by: that of a frozen picture may have been moved since.
+    by = shown.threshold if result.threshold is None else result.threshold
+    limit = f"limit {_number(by, by)}"
     if shown.moved:
         limit += " (moved)"
     small = text.fitting(limit, inner.w, small)
@@ -330,10 +356,14 @@ def _number(value: float, limit: float) -> str:
     return f"{value:.2f}" if abs(limit) >= 0.1 else f"{value:.4f}"
 
 
-def _draw_part(canvas: np.ndarray, box: Box, shown: Shown, px: int) -> None:
-    """The verdict on the last part that was seen on several frames."""
+def _draw_part(canvas: np.ndarray, box: Box, shown: Shown, px: int, unsaid: bool) -> None:
+    """
+    The verdict on the last part that was seen on several frames.
+
+    Where nothing is judged any more it has no colour: another part may be in view.
+    """
     part = None if shown.scene is None or shown.waits or not shown.scoring else shown.scene.part
-    if part is None or shown.learning is not None and shown.scene.collected is not None:
+    if part is None or shown.anew:
         _fill(canvas, box, PANEL)
         said = "? help"
         if shown.part:
@@ -341,12 +371,14 @@ def _draw_part(canvas: np.ndarray, box: Box, shown: Shown, px: int) -> None:
         size = text.fitting(said, box.w - 2 * px, min(2 * px, box.h // 3))
         text.draw(canvas, said, (box.x + px, box.y + (box.h + size) // 2), size, SOFT)
         return
-    fill, ink = _FILL[part.decision.verdict]
+    fill, ink = (GREY, WHITE) if unsaid else _FILL[part.decision.verdict]
     # Set off, or it would run into a band of the same colour.
     _fill(canvas, box, GROUND)
     _fill(canvas, box.inset(max(px // 3, 3)), fill)
     inner = box.inset(px, px // 2)
     head = f"last part, no. {part.decision.part}"
+    if shown.part_age_s >= TELL_S:
+        head += f", {_ago(shown.part_age_s)}"
     small = text.fitting(head, inner.w, px)
     text.draw(canvas, head, (inner.x, inner.y + small + px // 3), small, ink)
     said = str(part.decision.verdict)
@@ -416,8 +448,8 @@ def _draw_status(canvas: np.ndarray, where: Layout, shown: Shown) -> None:
         share, low, high = shown.false_rejects
         about.append((f"false rejects {share:.1%} ({low:.1%} to {high:.1%})", SOFT))
     running = []
-    if shown.scene is not None:
-        running.append((f"{shown.scene.camera_fps:.0f} fps", SOFT))
+    if _now(shown) is not None:
+        running.append((f"{_now(shown).camera_fps:.0f} fps", SOFT))
     if shown.map_kind:
         mode = {"auto": "on NG", "always": "always", "off": "off"}[shown.map_mode]
         by = "" if shown.map_mode == "off" else f", {shown.map_kind}"
@@ -445,12 +477,18 @@ def _row(
         x += text.draw(canvas, text.shortened(said, right - x, px), (x, y), px, colour) + gap
 
 
+def _now(shown: Shown) -> Scene | None:
+    """The newest scene, frozen or not."""
+    return shown.scene if shown.now is None else shown.now
+
+
 def _heat(shown: Shown) -> tuple[str, Colour, Colour] | None:
     """Temperature and throttling in words, with the colours of the chip."""
-    heat = None if shown.scene is None else shown.scene.heat
+    now = _now(shown)
+    heat = None if now is None else now.heat
     if heat is None:
         return None
-    now = [flag for flag in sorted(heat.flags) if not flag.endswith("since boot")]
+    flags = [flag for flag in sorted(heat.flags) if not flag.endswith("since boot")]
     if heat.temperature_c is None:
         said, fill, ink = "no temperature", GROUND, SOFT
     else:
@@ -463,8 +501,8 @@ def _heat(shown: Shown) -> tuple[str, Colour, Colour] | None:
         }.get(heat.state, (GROUND, WHITE))
         if heat.state != "normal":
             said = f"{heat.state.upper()} {said}"
-    if now:
-        said, fill, ink = f"{said} {', '.join(now)}", RED, WHITE
+    if flags:
+        said, fill, ink = f"{said} {', '.join(flags)}", RED, WHITE
     return said, fill, ink
 
 
@@ -504,13 +542,13 @@ def _draw_notes(canvas: np.ndarray, where: Layout, shown: Shown) -> None:
         wrapped = text.wrapped(said, left_w - 2 * px, px, 2)
         y = _note(canvas, box, wrapped, fill, ink, px, "top") + px // 3
     if shown.timings and shown.scene is not None:
-        rows = _timings(shown.scene)
+        rows = _timings(_now(shown))
         _note(canvas, Box(area.x, y, left_w, bottom - y), rows, GROUND, WHITE, px, "top")
 
 
 def _tags(shown: Shown) -> list[tuple[str, Colour, Colour]]:
     tags = []
-    scene = shown.scene
+    scene = _now(shown)
     if shown.frozen:
         tags.append(("FROZEN, space goes on", AMBER, BLACK))
     if scene is not None and scene.ended:

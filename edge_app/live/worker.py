@@ -7,6 +7,7 @@ bounded queue that it looks into between two frames.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from edge_app.bundle import Bundle
+from edge_app.enrol import LEAST_IMAGES
 from edge_app.errors import EdgeAppError
 from edge_app.inspector import Inspector, Seen
 from edge_app.live.journal import Journal
@@ -92,8 +94,10 @@ class _Rate:
 class _Burst:
     wanted: int
     refuse: Callable[[Frame], str | None]
+    most_bytes: float
     frames: list[Frame] = field(default_factory=list)
     last_s: float = 0.0
+    refused: str = ""
 
 
 class Worker:
@@ -140,7 +144,7 @@ class Worker:
         self.problem: BaseException | None = None
         self._source, self._make_station = source, make_station
         self._watch, self._journal = watch, journal
-        self._commands: queue.Queue[Callable[[], None]] = queue.Queue(MOST_COMMANDS)
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._inspector: LiveInspector | None = None
         self._station: Station | None = None
@@ -148,10 +152,13 @@ class Worker:
         self._map_mode, self._map_kind = "auto", None
         self._aim: tuple[Any, ...] | None = None
         self._burst: _Burst | None = None
+        self._resting = False
+        self._ended = False
         self._picture: np.ndarray | None = None
         self._result: Result | None = None
         self._result_s = 0.0
         self._part: Result | None = None
+        self._part_s = 0.0
         self._history: deque[tuple[float | None, Verdict]] = deque(maxlen=HISTORY)
         self._stages_ms: dict[str, float] = {}
         self._inspected = 0
@@ -165,12 +172,15 @@ class Worker:
 
     def tell(self, command: Callable[[], None]) -> bool:
         """Have something done between two frames; False if too much is waiting already."""
-        try:
-            self._commands.put_nowait(command)
-        except queue.Full:
+        if self._commands.qsize() >= MOST_COMMANDS:
             self.refused += 1
             return False
+        self._commands.put(command)
         return True
+
+    def insist(self, command: Callable[[], None]) -> None:
+        """As `tell`, and never refused: for what goes with something that has been done."""
+        self._commands.put(command)
 
     def close(self) -> None:
         """End the thread and close the source."""
@@ -183,14 +193,19 @@ class Worker:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    # Commands: called in the worker's thread, through `tell`, or before it starts
+    # Commands: called in the worker's thread, through `tell` or `insist`, or before it starts
 
     def use(self, inspector: LiveInspector | None) -> None:
         """Inspect with this one from now on; None stops it."""
         self._finish()
         self._inspector = inspector
         self._station = None if inspector is None else self._make_station(inspector)
+        self._resting = False
         self._forget()
+
+    def go_on(self) -> None:
+        """Judge again by what was known before a burst, of which nothing was learnt."""
+        self._resting = False
 
     def score(self, on: bool) -> None:
         """Start or stop scoring."""
@@ -212,17 +227,41 @@ class Worker:
         """Measure each picture, within ``(region,)``; None stops it."""
         self._aim = region
 
-    def collect(self, wanted: int, refuse: Callable[[Frame], str | None]) -> None:
-        """Take a burst of frames; `refuse` says why not of a frame that shows no good part."""
+    def collect(
+        self,
+        wanted: int,
+        refuse: Callable[[Frame], str | None],
+        most_bytes: float = math.inf,
+    ) -> None:
+        """
+        Take a burst of frames.
+
+        Parameters
+        ----------
+        wanted : int
+        refuse : callable
+            Says of a frame that shows no good part why not.
+        most_bytes : float
+            The burst ends where one frame more would be more than this, if it has as many as can
+            be learnt from.
+        """
         self._finish()
-        self._burst = _Burst(wanted, refuse)
+        self._burst = _Burst(wanted, refuse, most_bytes)
         self._forget()
 
     def stop_collecting(self, keep: bool) -> None:
-        """End the burst, with what there is or without."""
+        """
+        End the burst, with what there is or without.
+
+        With it nothing is judged until `use` or `go_on`: the part in view may be another one than
+        the reference is of.
+        """
         burst, self._burst = self._burst, None
         if burst is not None and keep:
+            self._resting = True
             self.bursts.put(burst.frames)
+        elif not keep:
+            self._resting = False
 
     def map_of(self, seen: Seen) -> np.ndarray | None:
         """The heatmap of a frame, asked for later."""
@@ -240,7 +279,7 @@ class Worker:
                 if self._closing.is_set():
                     return
                 self.see(frame)
-            self._finish()
+            self.end()
             self._wait_at_the_end()
         except EdgeAppError as error:
             self.problem = error
@@ -261,23 +300,47 @@ class Worker:
             due_s = max(due_s + pace_s, time.monotonic())
             yield frame
 
-    def obey(self, wait_s: float = 0.0) -> None:
-        """Do what was told, waiting so long for the first; the thread does so between frames."""
+    def obey(self, wait_s: float = 0.0) -> bool:
+        """
+        Do what was told, waiting so long for the first; the thread does so between frames.
+
+        Returns
+        -------
+        bool
+            Whether anything was.
+        """
+        done = False
         try:
             command = self._commands.get(timeout=wait_s) if wait_s else self._commands.get_nowait()
             while True:
                 command()
+                done = True
                 command = self._commands.get_nowait()
         except queue.Empty:
-            return
+            return done
+
+    def end(self) -> None:
+        """The source has come to its end; the thread says so itself."""
+        self._finish()
+        # Nothing more comes: what there is of a burst is all there will be.
+        self.stop_collecting(keep=True)
+        self._ended = True
+        if self._scene is not None:
+            self._scene = replace(
+                self._scene, part=self._part, part_s=self._part_s, collected=None, ended=True
+            )
+            self.scenes.put(self._scene)
+
+    def see_again(self) -> None:
+        """Show the last frame as it is judged now, after a command; no verdict counts twice."""
+        if self._scene is not None:
+            self.see(self._scene.frame)
 
     def _wait_at_the_end(self) -> None:
         """The last picture stays, and keys go on having an effect on it."""
-        scene = self._scene
-        if scene is not None:
-            self.scenes.put(replace(scene, ended=True))
         while not self._closing.is_set():
-            self.obey(0.1)
+            if self.obey(0.1):
+                self.see_again()
 
     def see(self, frame: Frame) -> None:
         """Inspect one frame and put its scene into the slot; the thread does so for each."""
@@ -287,8 +350,14 @@ class Worker:
             inspector.seen = None
         if self._burst is not None:
             self._collect(self._burst, frame, now_s)
+        elif self._resting:
+            if self._watch is not None:
+                self._watch.due()
         elif self._scoring and self._station is not None:
             results = self._station.take(frame)
+            if self._ended:
+                # One frame is no part, and that of the last frames has had its verdict.
+                self._station.finish()
         elif self._watch is not None:
             self._watch.due()  # reads the sensors, so that they are shown
         heat = None if self._watch is None else self._watch.heat
@@ -320,6 +389,9 @@ class Worker:
             heat,
             measures,
             None if burst is None else (len(burst.frames), burst.wanted),
+            "" if burst is None else burst.refused,
+            self._ended,
+            self._part_s,
         )
         self.scenes.put(self._scene)
 
@@ -327,9 +399,13 @@ class Worker:
         """Keep and log results; whether one is on a frame."""
         fresh = False
         for result in results:
+            if self._ended:
+                if result.decision.closed is None:
+                    fresh, self._result, self._result_s = True, result, now_s
+                continue
             self._journal.result(result)
             if result.decision.closed is not None:
-                self._part = result
+                self._part, self._part_s = result, now_s
                 continue
             fresh = True
             self._result, self._result_s = result, now_s
@@ -365,11 +441,16 @@ class Worker:
         return self._map_kind if self._map_kind in kinds else kinds[0]
 
     def _collect(self, burst: _Burst, frame: Frame, now_s: float) -> None:
-        if now_s - burst.last_s < BURST_EVERY_S or burst.refuse(frame) is not None:
+        if now_s - burst.last_s < BURST_EVERY_S:
+            return
+        burst.refused = burst.refuse(frame) or ""
+        if burst.refused:
             return
         burst.frames.append(frame)
         burst.last_s = now_s
-        if len(burst.frames) == burst.wanted:
+        count, size = len(burst.frames), frame.frame_bgr.nbytes
+        full = (count + 1) * size > burst.most_bytes and count >= LEAST_IMAGES
+        if count == burst.wanted or full:
             self.stop_collecting(keep=True)
 
     def _finish(self) -> None:
