@@ -31,9 +31,6 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``edge-app``; returns the exit code."""
-    # A closed pipe (| head) ends the program quietly, like any other command.
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # OpenCV's and FFmpeg's own lines would stand beside the one sentence that says it better.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -54,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"edge-app: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # A closed pipe (| head) ends the program quietly, like any other command. Not by leaving it
+        # to the signal: a peer that closes its socket would end an inspection.
+        sys.stdout = None
+        return 128 + signal.SIGPIPE
     except OSError as error:
         # What is left here is the terminal or pipe itself: a full device behind standard output.
         if os.environ.get("DEBUG"):

@@ -407,3 +407,20 @@ def test_one_thread_of_blas_whatever_the_machine(nut_path):
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT
     )
     assert done.stdout.splitlines()[-1] == "threads 1 1", done.stdout + done.stderr
+
+
+def test_a_closed_pipe_ends_it_quietly_and_a_closed_socket_does_not(nut_path, clip_path):
+    command = [sys.executable, "-m", "edge_app", "inspect", clip_path, "--bundle", nut_path]
+    with subprocess.Popen(
+        [str(arg) for arg in [*command, "--json", "-"]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGPIPE and said == b""
+    assert main(["inspect", str(clip_path), "--bundle", "nowhere"]) == 78
+    # A command leaves the process, here that of the tests, as it was.
+    assert signal.getsignal(signal.SIGPIPE) is not signal.SIG_DFL

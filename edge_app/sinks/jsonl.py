@@ -92,6 +92,8 @@ class JsonLines:
                 # The disk filled up within the line: take its beginning back.
                 os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except BrokenPipeError:
+            raise  # nobody reads on (| head): the end, and no error
         except OSError as error:
             raise InputError(f"{self._path}: cannot be written: {error.strerror}") from None
 
