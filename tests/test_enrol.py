@@ -89,3 +89,25 @@ def test_a_person_who_says_that_it_is_good_is_believed(grain, base_path, tmp_pat
     assert "does not count" not in capsys.readouterr().out
     second = load_bundle(tmp_path / "b2").manifest["threshold"]["value"]
     assert second > 1.5 * first.manifest["threshold"]["value"]
+
+
+def test_pictures_that_the_device_would_refuse_are_not_learnt(grain, base_path, tmp_path, capsys):
+    (tmp_path / "good").mkdir()
+    (tmp_path / "more").mkdir()
+    for index, picture in enumerate(grain[:-1]):
+        cv2.imwrite(str(tmp_path / "good" / f"{index:02d}.png"), picture)
+    cv2.imwrite(str(tmp_path / "good" / "black.png"), np.zeros_like(grain[0]))
+    cv2.imwrite(str(tmp_path / "good" / "white.png"), np.full_like(grain[0], 255))
+    bundle = enrol(tmp_path / "good", base_path, tmp_path / "b")
+    said = capsys.readouterr().err
+    assert "black.png#" in said and "white.png#" in said and "black or white" in said
+    assert len(bundle.reference["image_ids"]) == len(grain) - 1
+    assert bundle.manifest["quality"]["dark_share"][1] < 0.5
+    # What is added must be such as the bundle would judge.
+    cv2.imwrite(str(tmp_path / "more" / "dark.png"), grain[-1] // 3)
+    cv2.imwrite(str(tmp_path / "more" / "sharp.png"), grain[-1])
+    argv = ["enroll", tmp_path / "more", "--add", "--false-alarms", "--bundle", tmp_path / "b"]
+    assert main([str(arg) for arg in [*argv, "--out", tmp_path / "b2"]]) == 0
+    assert "dark.png#0: quality: too dark" in capsys.readouterr().err
+    second = load_bundle(tmp_path / "b2")
+    assert len(second.reference["image_ids"]) == len(grain)
