@@ -395,6 +395,38 @@ def quality_section(
     )
 
 
+def learnt_manifest(
+    base: Mapping[str, Any],
+    learning: Learning,
+    region: tuple[float, float, float, float] | None,
+    quality: Mapping[str, Any] | None,
+    extends: bool,
+) -> dict[str, Any]:
+    """
+    The manifest of a bundle with what was learnt in it; part, maker and parent are still `base`'s.
+
+    Parameters
+    ----------
+    base : mapping
+        Manifest of the bundle whose encoder was used.
+    learning : Learning
+    region : tuple of float or None
+    quality : mapping or None
+        From `quality_section`.
+    extends : bool
+        Whether the part is the one that `base` knows. A decoder redraws the part it was trained on
+        and no other.
+    """
+    return {
+        **base,
+        **learning.sections,
+        "quality": quality,
+        "input": {**base["input"], "region": list(region) if region else None},
+        "provenance": {**base["provenance"], "good_images": len(learning.pictures)},
+        "decoder": base["decoder"] if extends else None,
+    }
+
+
 def kept_pictures(
     pictures: Sequence[LearntPicture], most: int | None = None
 ) -> tuple[bytes | None, int]:

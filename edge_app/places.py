@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edge_app.errors import InputError
+
 # Beside the package in a checkout; an installed package has none.
 CHECKOUT_MODELS = Path(__file__).resolve().parent.parent / "models"
 STATE = Path("/var/lib/edge-app")
@@ -11,6 +13,17 @@ STATE_MODELS = STATE / "models"
 SAMPLE_CLIP = CHECKOUT_MODELS / "sample" / "clip.mp4"
 
 
-def base_bundles() -> list[Path]:
-    """Where a bundle without a part, to enrol any part with, may lie; the first that is there."""
-    return [CHECKOUT_MODELS / "base", STATE_MODELS / "base"]
+def base_bundle() -> Path:
+    """
+    A bundle without a part, to enrol any part with.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    found = [CHECKOUT_MODELS / "base", STATE_MODELS / "base"]
+    for bundle in found:
+        if bundle.exists():
+            return bundle
+    raise InputError(f"no bundle to start from at {found[-1]}: name one with --bundle")

@@ -197,7 +197,6 @@ def build_station(
         could trigger.
     """
     decision, mode = rules_for(bundle, config, source, mode, keys)
-    triggered = mode == "triggered"
     inspector = Inspector(
         bundle,
         decision,
@@ -207,7 +206,29 @@ def build_station(
         heatmap or config.heatmap.kind,
         config.quality,
     )
+    return Station(inspector, *conditions_for(config, source, mode))
+
+
+def conditions_for(
+    config: Config, source: Source, mode: str
+) -> tuple[ThermalWatch | None, Gate | None, GpioInput | None]:
+    """
+    What a station of this source goes by: heat watch, gate, and the input pin that fires it.
+
+    Parameters
+    ----------
+    config : Config
+    source : Source
+        Only a live one is slowed down by heat.
+    mode : str
+        From `rules_for`.
+
+    Raises
+    ------
+    InputError
+        If there is no input pin where one is wanted.
+    """
     watch = ThermalWatch(config.thermal) if source.live and config.thermal.enabled else None
-    gate = Gate(config.trigger) if triggered else None
+    gate = Gate(config.trigger) if mode == "triggered" else None
     gpio = GpioInput(config.trigger, gate) if gate and config.trigger.kind == "gpio" else None
-    return Station(inspector, watch, gate, gpio)
+    return watch, gate, gpio

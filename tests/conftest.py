@@ -23,6 +23,15 @@ def base_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def encoder(base_path):
+    """The shipped encoder without a part."""
+    from edge_app.bundle import load_bundle
+    from edge_app.inspector import build_encoder
+
+    return build_encoder(load_bundle(base_path), 1)
+
+
+@pytest.fixture(scope="session")
 def clip_path() -> Path:
     return ROOT / "models" / "sample" / "clip.mp4"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from edge_app.encoder import Encoder
 from edge_app.enrol import Encodings, usable_maps
 from edge_app.learn_neighbours import ScorerSettings
 from edge_app.learn_patches import PatchSettings, default_settings
@@ -277,18 +275,6 @@ def test_many_pictures_get_a_defect_each():
 
 
 # The whole route.
-
-
-@pytest.fixture(scope="module")
-def encoder(base_path):
-    manifest = json.loads((base_path / "manifest.json").read_text())
-    fields = manifest["encoder"]
-    return Encoder(
-        (base_path / "encoder.tflite").read_bytes(),
-        manifest["input"]["scale"],
-        manifest["input"]["offset"],
-        map_shapes=fields.get("map_shapes") or [fields["patch_shape"]],
-    )
 
 
 def even(grid):

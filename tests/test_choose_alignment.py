@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from edge_app.align import Aligned, Aligner, Alignment
-from edge_app.encoder import Encoder
 from edge_app.held_out import folds
 from edge_app.learn_align import learn_alignment
 from edge_app.learn_patches import MOST_BYTES
@@ -65,18 +64,6 @@ def copied(frame):
 
 def pixels(frames):
     return [frame.frame_bgr for frame in frames]
-
-
-@pytest.fixture(scope="module")
-def encoder(base_path):
-    manifest = json.loads((base_path / "manifest.json").read_text())
-    fields = manifest["encoder"]
-    return Encoder(
-        (base_path / "encoder.tflite").read_bytes(),
-        manifest["input"]["scale"],
-        manifest["input"]["offset"],
-        map_shapes=fields.get("map_shapes") or [fields["patch_shape"]],
-    )
 
 
 @pytest.fixture(scope="module")

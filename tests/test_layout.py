@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom up; a module imports from layers below its own only.
 LAYERS = [
-    ["errors", "places"],
+    ["errors"],
+    ["places"],
     ["records", "scorer", "runtime", "preprocess", "arguments", "patches"],
     ["quality"],
     ["foreground", "held_out", "learnt_pictures", "learn_neighbours", "learn_patches"],

@@ -28,6 +28,7 @@ from edge_app.enrol import (
     gather,
     kept_pictures,
     learn,
+    learnt_manifest,
     promise,
     quality_section,
     settings_of,
@@ -40,7 +41,7 @@ from edge_app.learn_neighbours import ScorerSettings
 from edge_app.learn_patches import affordable_bytes, default_settings
 from edge_app.learn_report import write_report
 from edge_app.learnt_pictures import LearntPicture, remove, unpack
-from edge_app.places import base_bundles
+from edge_app.places import base_bundle
 from edge_app.preprocess import Preprocessing
 from edge_app.presence import empty_view_of
 from edge_app.quality import read_limits
@@ -160,7 +161,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     """Learn from the source and write the bundle; returns the exit code."""
     started = time.monotonic()
     _refuse_contradictions(args)
-    base = load_bundle(args.bundle or _default_base())
+    base = load_bundle(args.bundle or base_bundle())
     extends = args.add or args.list or bool(args.remove)
     if extends and base.reference is None:
         raise InputError(
@@ -225,28 +226,18 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         drop_outliers=args.drop_outliers,
     )
     packed, forgotten = kept_pictures(learning.pictures)
+    quality = quality_section(gathered, learning, base.manifest["quality"] if extends else None)
+    learnt = learnt_manifest(base.manifest, learning, region_kept, quality, extends)
+    command = shlex.join(["edge-app", *args.typed])
     manifest = {
-        **base.manifest,
-        **learning.sections,
+        **learnt,
         "parent_sha256": base.sha256,
         "part": args.part or (base.manifest["part"] if extends else Path(args.out).name),
-        "made": made_now(
-            shlex.join(["edge-app", *args.typed]), ("scikit-learn", "opencv-python-headless")
-        ),
-        "input": {**base.manifest["input"], "region": list(region_kept) if region_kept else None},
+        "made": made_now(command, ("scikit-learn", "opencv-python-headless")),
         "provenance": {
-            **base.manifest["provenance"],
-            "good_images": len(learning.pictures),
-            "remake": [
-                *base.manifest["provenance"]["remake"],
-                shlex.join(["edge-app", *args.typed]),
-            ],
+            **learnt["provenance"],
+            "remake": [*learnt["provenance"]["remake"], command],
         },
-        "quality": quality_section(
-            gathered, learning, base.manifest["quality"] if extends else None
-        ),
-        # A decoder redraws the part it was trained on and no other.
-        "decoder": base.manifest["decoder"] if extends else None,
     }
     decoder = base.decoder if extends else None
     bundle = write_bundle(args.out, manifest, base.encoder, decoder, learning.reference, packed)
@@ -501,10 +492,3 @@ class _Progress:
     def __exit__(self, *exc: object) -> None:
         if self._shown:
             print(file=sys.stderr)
-
-
-def _default_base() -> Path:
-    for bundle in base_bundles():
-        if bundle.exists():
-            return bundle
-    raise InputError(f"no bundle to start from at {base_bundles()[-1]}: name one with --bundle")

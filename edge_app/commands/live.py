@@ -12,18 +12,15 @@ from pathlib import Path
 from edge_app.bundle import Bundle, load_bundle, refuse_existing
 from edge_app.config import Config
 from edge_app.decision import MODES
-from edge_app.errors import InputError
 from edge_app.inspector import Inspector, build_encoder
 from edge_app.live.display import Probe, fitted, refuse_without_display, screen_size
 from edge_app.live.journal import Journal
 from edge_app.live.knowledge import Teacher, known_from
 from edge_app.live.session import Session
 from edge_app.live.worker import Hand, LiveInspector, Worker
-from edge_app.places import base_bundles
+from edge_app.places import base_bundle
 from edge_app.sources import Source, open_source
-from edge_app.station import Station, rules_for
-from edge_app.thermal import ThermalWatch
-from edge_app.trigger import Gate, GpioInput
+from edge_app.station import Station, conditions_for, rules_for
 
 # What is being learnt or written when the window closes may take so long to end, seconds.
 FINISH_S = 10.0
@@ -81,7 +78,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         refuse_existing(args.out)
     probe = Probe()
     try:
-        bundle = load_bundle(args.bundle or _default_base())
+        bundle = load_bundle(args.bundle or base_bundle())
         source = open_source(args.source, config.camera)
     except BaseException:
         probe.close()
@@ -107,8 +104,6 @@ def _run(
     live = source.live
     # Refused here, before a window opens, if mode and trigger do not go together.
     _, mode = rules_for(bundle, config, source, args.mode, keys=True)
-    gate = Gate(config.trigger) if mode == "triggered" else None
-    watch = ThermalWatch(config.thermal) if live and config.thermal.enabled else None
 
     def build(bundle: Bundle) -> LiveInspector:
         return LiveInspector(
@@ -121,7 +116,7 @@ def _run(
         )
 
     journal = Journal(args.json)
-    gpio = GpioInput(config.trigger, gate) if gate and config.trigger.kind == "gpio" else None
+    watch, gate, gpio = conditions_for(config, source, mode)
     knowledge = known_from(bundle)
     inspector = build(bundle) if knowledge.knows_part else None
 
@@ -174,13 +169,6 @@ def _part(bundle: Bundle, out: str | None) -> str:
     if bundle.reference is not None:
         return bundle.manifest["part"]
     return Path(out).name if out else "part"
-
-
-def _default_base() -> Path:
-    for bundle in base_bundles():
-        if bundle.exists():
-            return bundle
-    raise InputError(f"no bundle to start from at {base_bundles()[-1]}: name one with --bundle")
 
 
 def _quiet_toolkit() -> None:

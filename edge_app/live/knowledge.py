@@ -26,6 +26,7 @@ from edge_app.enrol import (
     gather,
     kept_pictures,
     learn,
+    learnt_manifest,
     quality_section,
     settings_of,
     usable_maps,
@@ -302,17 +303,7 @@ class Teacher:
         region, quality = knowledge.region, lesson.quality
         if lesson.measured is not None:
             quality = quality_section(lesson.measured, learning, quality)
-        manifest = {
-            **base.manifest,
-            **learning.sections,
-            "quality": quality,
-            "input": {**base.manifest["input"], "region": list(region) if region else None},
-            "provenance": {
-                **base.manifest["provenance"],
-                "good_images": len(learning.pictures),
-            },
-            "decoder": base.manifest["decoder"] if extends else None,
-        }
+        manifest = learnt_manifest(base.manifest, learning, region, quality, extends)
         manifest["manifest_sha256"] = canonical_sha256(manifest)
         for array in learning.reference.values():
             array.setflags(write=False)
