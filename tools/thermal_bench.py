@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_app.arguments import whole_from_0
+from edge_app.arguments import refuse_unwritable, whole_from_0
 from edge_app.config import ThermalConfig, load_config
 from edge_app.errors import InputError
 from edge_app.thermal import READ_EVERY_S, Reading, ThermalWatch
@@ -317,6 +317,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate; see the module's docstring."""
+    if args.plot is not None:
+        refuse_unwritable(args.plot)
     # What the watch logs belongs to a real board; without a handler it would be printed.
     logging.getLogger("edge_app.thermal").addHandler(logging.NullHandler())
     settings = load_config().thermal
