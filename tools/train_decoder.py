@@ -10,9 +10,11 @@ encoder is run once over all pictures and its features are kept; only the decode
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -88,6 +90,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, default=0, metavar="N", help="seed of all chance (default: 0)")
     add(
+        "--resume",
+        action="store_true",
+        help="go on with a training of the same arguments that was stopped",
+    )
+    add(
         "--redraws",
         type=Path,
         metavar="FILE.png",
@@ -121,14 +128,25 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--redraws {args.redraws}: wanted a name ending in .png")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from edge_app.preprocess import Preprocessing
+    from tools.check_data import warn
     from tools.inspection_set import good_pictures, read_prepared
     from tools.network import load_run
+    from tools.training import state_folder
 
     paths = good_pictures(args.data)
     encoder, run_record = load_run(args.run)
+    warn(args.data)
+    state = state_folder(args.run / "decoder", args.resume)
     recipe = Preprocessing(tuple(encoder.input_shape[1:3]))
     pictures_rgb = np.stack(read_prepared(paths, recipe))
-    decoder, report = train_decoder(encoder, pictures_rgb, args.kind, args.seed, args.epochs)
+    settings = {
+        "pictures_sha256": hashlib.sha256(pictures_rgb.tobytes()).hexdigest(),
+        "encoder_sha256": hashlib.sha256((args.run / "encoder.keras").read_bytes()).hexdigest(),
+        "seed": args.seed,
+    }
+    decoder, report = train_decoder(
+        encoder, pictures_rgb, args.kind, args.seed, args.epochs, state=state, settings=settings
+    )
 
     run_record["decoder"] = {
         "data": args.data.resolve().name,
@@ -139,6 +157,7 @@ def run(args: argparse.Namespace) -> int:
     # The model first: a run.json that names a decoder always has it beside it.
     _replace(args.run / "decoder.keras", decoder.save)
     _replace(args.run / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
+    shutil.rmtree(state, ignore_errors=True)
     if args.redraws is not None:
         _, held_at = split_held_out(len(pictures_rgb), args.seed)
         sheet_rgb = redraw_sheet(encoder, decoder, args.kind, pictures_rgb[held_at], args.seed)
@@ -160,6 +179,8 @@ def train_decoder(
     seed: int,
     epochs: int | None = None,
     progress: bool = True,
+    state: Path | None = None,
+    settings: dict | None = None,
 ) -> tuple[keras.Model, dict]:
     """
     Train a decoder on good pictures alone.
@@ -181,6 +202,9 @@ def train_decoder(
         Passes over the cached features at most; None for as many as a few hundred steps take.
     progress : bool
         Whether to show progress bars on stderr.
+    state, settings
+        Where the checkpoint is kept, and what the pictures and the encoder were, as in
+        `tools.training.train`; None keeps none.
 
     Returns
     -------
@@ -203,6 +227,8 @@ def train_decoder(
     from tqdm import tqdm
 
     from tools.decoders import build_decoder
+    from tools.training import learning_rate
+    from tools.training import train as run_training
 
     size = tuple(encoder.input_shape[1:3])
     if pictures_rgb.shape[1:] != (*size, 3) or pictures_rgb.dtype != np.uint8:
@@ -244,42 +270,33 @@ def train_decoder(
     steps_per_epoch = len(train.rows) // batch
     if epochs is None:
         epochs = min(MOST_EPOCHS, math.ceil(STEPS[kind] / steps_per_epoch))
-    peak = PEAK_LEARNING_RATE[kind]
-    rate = keras.optimizers.schedules.CosineDecay(
-        peak / 10,
-        max(1, (epochs - 1) * steps_per_epoch),
-        alpha=0.1,
-        warmup_target=peak,
-        warmup_steps=steps_per_epoch,
-    )
+    steps = epochs * steps_per_epoch
+    rate = learning_rate(PEAK_LEARNING_RATE[kind], steps, warmup_steps=steps_per_epoch)
     decoder.compile(optimizer=keras.optimizers.Adam(rate), loss="mse")
 
-    best_mse, best_epoch, best_weights = math.inf, 0, None
-    patience = max(5, round(PATIENCE_SHARE * epochs))
-    bar = tqdm(
-        range(1, epochs + 1),
-        desc=f"training the {kind} decoder",
-        unit="epoch",
-        leave=False,
-        disable=not progress,
-    )
-    for epoch in bar:
-        order = rng.permutation(len(train.rows))
+    def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
+        epoch, place = divmod(step - 1, steps_per_epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(len(train.rows))
         # Batches of one size: every new size costs seconds of compiling.
-        for at in order[: steps_per_epoch * batch].reshape(steps_per_epoch, batch):
-            loss = decoder.train_on_batch(
-                train.rows[at].astype(np.float32), _unit(train.pictures[train.target[at]])
-            )
-        if not np.isfinite(loss):
-            raise InputError(f"decoder: the loss became {float(loss)} in epoch {epoch}")
-        mse = float(np.mean((_redraw(decoder, held.rows) - _unit(held.pictures[held.target])) ** 2))
-        bar.set_postfix(held_out_mse=f"{mse:.5f}")
-        if mse < best_mse:
-            best_mse, best_epoch, best_weights = mse, epoch, decoder.get_weights()
-        if epoch - best_epoch >= patience:
-            break
-    bar.close()
-    decoder.set_weights(best_weights)
+        at = order[place * batch : (place + 1) * batch]
+        return train.rows[at].astype(np.float32), _unit(train.pictures[train.target[at]])
+
+    def held_out_mse() -> float:
+        difference = _redraw(decoder, held.rows) - _unit(held.pictures[held.target])
+        return float(np.mean(difference**2))
+
+    trained = run_training(
+        decoder,
+        batch_at,
+        steps,
+        title=f"training the {kind} decoder",
+        validate=held_out_mse,
+        check_every=steps_per_epoch,
+        patience=max(5, round(PATIENCE_SHARE * epochs)),
+        state=state,
+        settings=None if settings is None else {**settings, "kind": kind, "epochs": epochs},
+        progress=progress,
+    )
 
     error = np.abs(_redraw(decoder, held.rows) - _unit(held.pictures[held.target]))
     good = error[: len(held_at)]
@@ -287,8 +304,8 @@ def train_decoder(
         "kind": kind,
         "seed": seed,
         "parameters": decoder.count_params(),
-        "epochs": epoch,
-        "best_epoch": best_epoch,
+        "epochs": len(trained.history) // steps_per_epoch,
+        "best_epoch": trained.best_step // steps_per_epoch,
         "seconds": round(time.monotonic() - started, 1),
         "train_images": len(train_at),
         "held_out_images": len(held_at),
@@ -456,7 +473,8 @@ def _replace(path: Path, write) -> None:
     try:
         write(partial)
         os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    except (OSError, RuntimeError) as error:
+        # h5py and zipfile raise either for a full disk.
+        raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from None
     finally:
         partial.unlink(missing_ok=True)
