@@ -7,10 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_app.errors import InputError
-from tools import train_encoder
+from edge_app.errors import EdgeAppError, InputError
+from tools import encoder_training, train_encoder
 from tools.augment import augment
 from tools.network import build_encoder, load_run
+from tools.reference_set import Reference
 
 keras = pytest.importorskip("keras", reason="training needs the tools extra")
 
@@ -31,7 +32,7 @@ def write_parts(folder, count, colour, seed):
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     write_parts(root / "nut" / "train" / "good", 20, (200, 180, 160), 0)
-    write_parts(root / "bolt", 12, (40, 90, 220), 1)
+    write_parts(root / "bolt", 20, (40, 90, 220), 1)
     rng = np.random.default_rng(2)
     labels = np.repeat(np.arange(3, dtype=np.uint8), 10)
     grey = rng.integers(0, 30, (30, 28, 28), np.uint8) + 100 * labels[:, None, None]
@@ -78,6 +79,8 @@ def arguments(world, out, *more):
         1e-3,
         "--freeze-to",
         "Conv1_relu",
+        "--patience",
+        0,
         *more,
     ]
     args = parser.parse_args([str(word) for word in line])
@@ -156,9 +159,11 @@ def test_a_diverging_loss_ends_in_one_sentence_and_leaves_nothing(world):
     out = world / "diverged"
     small = ["--embedding-layer", "Conv1_relu", "--patch-layer", "Conv1_relu"]
     wild = ["--learning-rate", 1e38, "--steps", 20, "--freeze-to", "none"]
-    with pytest.raises(InputError, match=r"step \d+: the loss is (nan|inf); .*--learning-rate"):
+    with pytest.raises(
+        InputError, match=r"step \d+: the (held-out )?loss is (nan|inf); .*--learning-rate"
+    ):
         train_encoder.run(arguments(world, out, *small, *wild))
-    assert not out.exists() and not list(world.glob(".diverged*"))
+    assert not list(world.glob("*diverged*"))
 
 
 @pytest.mark.parametrize(
@@ -168,6 +173,8 @@ def test_a_diverging_loss_ends_in_one_sentence_and_leaves_nothing(world):
         ("--steps", 0, "1 or more"),
         ("--learning-rate", "nan", "more than 0"),
         ("--rotation", 181, "0 to 180"),
+        ("--margin", 4, "less than 4"),
+        ("--patience", -1, "0 or more"),
     ],
 )
 def test_options_out_of_range(world, option, value, words):
@@ -181,35 +188,99 @@ def test_freezing_an_unknown_block_or_everything(world, stop):
         None, (32, 32), "block_3_expand_relu", "block_1_expand_relu", alpha=0.35
     )
     with pytest.raises(InputError, match="nearest|nothing to train"):
-        train_encoder.freeze(encoder, stop)
+        encoder_training.freeze(encoder, stop)
 
 
 def test_freezing_stops_at_the_end_of_the_block():
     encoder = build_encoder(
         None, (32, 32), "block_3_expand_relu", "block_1_expand_relu", alpha=0.35
     )
-    train_encoder.freeze(encoder, "block_1")
+    encoder_training.freeze(encoder, "block_1")
     assert not encoder.get_layer("block_1_project_BN").trainable
     assert encoder.get_layer("block_2_expand").trainable
 
 
 def test_split_is_seeded_disjoint_and_a_tenth(tmp_path):
     paths = [tmp_path / f"{index}.png" for index in range(50)]
-    train, held = train_encoder.split_good(paths, 3, tmp_path)
+    train, held = encoder_training.split_good(paths, 3, tmp_path)
     assert len(held) == 5 and sorted(train + held) == sorted(paths)
-    assert train_encoder.split_good(paths, 3, tmp_path)[1] == held
-    assert train_encoder.split_good(paths, 4, tmp_path)[1] != held
+    assert encoder_training.split_good(paths, 3, tmp_path)[1] == held
+    assert encoder_training.split_good(paths, 4, tmp_path)[1] != held
 
 
 def test_too_few_good_pictures(tmp_path):
-    with pytest.raises(InputError, match="has 3 good pictures"):
-        train_encoder.split_good([tmp_path / "x"] * 3, 0, tmp_path)
+    with pytest.raises(InputError, match="has 19 good pictures, wanted 20"):
+        encoder_training.split_good([tmp_path / "x"] * 19, 0, tmp_path)
+
+
+def test_a_killed_training_resumes_to_the_same_encoder(world, run_dir, monkeypatch):
+    out = world / "killed"
+
+    def killed(model, path):
+        raise KeyboardInterrupt
+
+    # Killed after the last step: the checkpoint of step 30 is there, the RUN is not.
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_encoder.run(arguments(world, out))
+    assert not out.exists() and (world / "killed.unfinished").is_dir()
+    with pytest.raises(InputError, match="killed.unfinished: .* add --resume"):
+        train_encoder.run(arguments(world, out))
+    with pytest.raises(InputError, match="had margin 0.2, now it is 0.3"):
+        train_encoder.run(arguments(world, out, "--margin", 0.3, "--resume"))
+    assert train_encoder.run(arguments(world, out, "--resume")) == 0
+    assert not (world / "killed.unfinished").exists()
+    (wanted, wanted_run), (got, run) = load_run(run_dir), load_run(out)
+    assert all(map(np.array_equal, wanted.get_weights(), got.get_weights()))
+    assert run["resumed_from"] == STEPS
+    assert run["data"] == wanted_run["data"] and run["held_out_loss"] == wanted_run["held_out_loss"]
+
+
+def test_nothing_to_resume(world):
+    with pytest.raises(InputError, match="new.unfinished holds no checkpoint"):
+        train_encoder.run(arguments(world, world / "new", "--resume"))
+
+
+def test_triplets_pull_good_parts_together(world):
+    out = world / "triplet"
+    assert train_encoder.run(arguments(world, out, "--loss", "triplet", "--leave-out", "1")) == 0
+    _, run = load_run(out)
+    assert run["loss"] == "triplet" and run["reference_classes"] == ["shapes/0", "shapes/2"]
+    with (out / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["loss"]) for row in rows]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert min(float(row["held_out"]) for row in rows if row["held_out"]) == run["held_out_loss"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"), [(["7"], "no class 7 to leave out"), (["0", "1"], "two classes or more")]
+)
+def test_leaving_out_classes_that_are_not_there_or_too_many(world, classes, words):
+    with pytest.raises(InputError, match=words):
+        train_encoder.run(arguments(world, world / "never", "--leave-out", *classes))
+    assert not list(world.glob("*never*"))
+
+
+def test_a_run_that_cannot_be_written_keeps_its_training(world, capsys):
+    resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX")
+    out = world / "full"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Too small for the checkpoint of this network: the kernel refuses as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(EdgeAppError, match="full.unfinished.*cannot be written"):
+            train_encoder.run(arguments(world, out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not out.exists()
 
 
 def test_classes_are_drawn_equally_often():
     labels = np.array([0] * 90 + [1] * 10)
     pictures = [np.full((2, 2, 3), label, np.uint8) for label in labels]
-    reference = train_encoder.Reference(pictures, labels, ["many", "few"])
+    reference = Reference(pictures, labels, ["many", "few"])
     drawn, drawn_labels = reference.draw(np.random.default_rng(0), 2000)
     assert abs(drawn_labels.mean() - 0.5) < 0.05
     assert [picture[0, 0, 0] for picture in drawn] == drawn_labels.tolist()
@@ -223,6 +294,33 @@ def test_augmentation_is_seeded_and_changes_the_picture():
     assert not np.array_equal(one, augment(picture, np.random.default_rng(6)))
     assert one.dtype == np.uint8 and one.shape == picture.shape
     assert np.array_equal(picture, kept)
+
+
+def test_a_tenth_of_each_class_is_held_out_and_never_shown():
+    labels = np.array([0] * 30 + [1])
+    pictures = [np.full((2, 2, 3), row, np.uint8) for row in range(31)]
+    shown, unseen = Reference(pictures, labels, ["many", "one"]).split(0.1, 0)
+    rng = np.random.default_rng(0)
+
+    def rows_of(reference, label):
+        drawn, drawn_labels = reference.draw(rng, 400)
+        return {
+            int(one[0, 0, 0]) for one, at in zip(drawn, drawn_labels, strict=True) if at == label
+        }
+
+    assert len(rows_of(unseen, 0)) == 3
+    assert rows_of(shown, 0) | rows_of(unseen, 0) == set(range(30))
+    assert not rows_of(shown, 0) & rows_of(unseen, 0)
+    assert rows_of(shown, 1) == rows_of(unseen, 1) == {30}
+
+
+def test_without_recompression_a_picture_keeps_what_jpeg_would_take():
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[::2, ::2] = 255
+    kept = augment(picture, np.random.default_rng(3), 0.0, recompress=False)
+    lossy = augment(picture, np.random.default_rng(3), 0.0)
+    assert not np.array_equal(kept, lossy)
+    assert np.abs(kept.astype(int) - lossy).mean() < 60
 
 
 def test_augmentation_keeps_the_colour_order_and_sets_the_size():

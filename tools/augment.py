@@ -21,6 +21,7 @@ def augment(
     rng: np.random.Generator,
     rotation_deg: float = 5.0,
     size: tuple[int, int] | None = None,
+    recompress: bool = True,
 ) -> np.ndarray:
     """
     Shift, zoom, turn, relight, blur, add sensor noise and compress one picture.
@@ -36,6 +37,9 @@ def augment(
     size : (int, int), optional
         Height and width of the result, by default those of the input. The same resampling that
         turns the picture also brings it to this size, so it is interpolated only once.
+    recompress : bool
+        Whether to put it through JPEG at a random quality. Only an experiment on what a model
+        learns from file formats leaves it out.
 
     Returns
     -------
@@ -59,7 +63,8 @@ def augment(
     noise = rng.standard_normal(lit.shape, dtype=np.float32)
     lit += noise * np.float32(rng.uniform(0, MAX_NOISE_SIGMA))
     picture = np.clip(np.rint(lit), 0, 255).astype(np.uint8)
-    return _recompressed(picture, int(rng.integers(*JPEG_QUALITY, endpoint=True)))
+    quality = int(rng.integers(*JPEG_QUALITY, endpoint=True))
+    return _recompressed(picture, quality) if recompress else picture
 
 
 def _placement(

@@ -307,6 +307,40 @@ def _layer(network: keras.Model, name: str) -> keras.Layer:
     return network.get_layer(name)
 
 
+def pooled_by_stored_statistics(encoder: keras.Model) -> keras.Layer:
+    """
+    An encoder as a layer that gives its embedding and leaves batch norm's statistics alone.
+
+    A batch of one part is far from the photographs behind those statistics and would drag them
+    away from what the device needs for single frames; and where they were folded into scale and
+    shift (mean 0, variance 1), updating them would destroy the network. Scale and shift still
+    learn.
+
+    Parameters
+    ----------
+    encoder : keras.Model
+        As from `build_encoder`.
+
+    Returns
+    -------
+    keras.Layer
+        Pictures (B, H, W, 3) to embeddings (B, d).
+    """
+    import keras
+
+    class StoredStatistics(keras.layers.Layer):
+        # A layer of its own, because the training flag of an outer functional model overrides one
+        # that was given when the graph was drawn: encoder(x, training=False) alone does nothing.
+        def __init__(self, network: keras.Model) -> None:
+            super().__init__()
+            self.network = network
+
+        def call(self, pictures: keras.KerasTensor) -> keras.KerasTensor:
+            return self.network(pictures, training=False)[0]
+
+    return StoredStatistics(encoder)
+
+
 def unknown_layer(name: str, names: list[str]) -> str:
     """
     Say that a layer does not exist and which name comes nearest.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import struct
 from collections.abc import Collection, Iterable, Sequence
+from copy import copy
 from pathlib import Path
 
 import cv2
@@ -46,6 +47,10 @@ class PictureFiles(Sequence):
     def __getitem__(self, index: int) -> np.ndarray:
         return cv2.cvtColor(read_picture(self.paths[index]), cv2.COLOR_BGR2RGB)
 
+    def only(self, rows: np.ndarray) -> PictureFiles:
+        """The files of these rows."""
+        return PictureFiles(self.paths[row] for row in rows)
+
 
 class GreyArray(Sequence):
     """Grey pictures (N, H, W) of uint8 as a sequence of RGB arrays (H, W, 3)."""
@@ -59,10 +64,14 @@ class GreyArray(Sequence):
     def __getitem__(self, index: int) -> np.ndarray:
         return np.repeat(self._grey[index][..., None], 3, axis=2)
 
+    def only(self, rows: np.ndarray) -> GreyArray:
+        """The pictures of these rows."""
+        return GreyArray(self._grey[rows])
+
 
 def read_reference_set(
     path: str | Path, leave_out: Collection[Path] = ()
-) -> tuple[Sequence[np.ndarray], np.ndarray, list[str]]:
+) -> tuple[PictureFiles | GreyArray, np.ndarray, list[str]]:
     """
     Open one reference set.
 
@@ -118,8 +127,10 @@ def read_reference_set(
 
 
 def read_reference_sets(
-    paths: Sequence[str | Path], leave_out: Collection[Path] = ()
-) -> tuple[list[Sequence[np.ndarray]], np.ndarray, list[str]]:
+    paths: Sequence[str | Path],
+    leave_out: Collection[Path] = (),
+    leave_out_classes: Collection[str] = (),
+) -> tuple[list[PictureFiles | GreyArray], np.ndarray, list[str]]:
     """
     Open several reference sets as one; their classes stand side by side.
 
@@ -129,6 +140,8 @@ def read_reference_sets(
         Folders as for `read_reference_set`.
     leave_out : collection of Path
         As for `read_reference_set`.
+    leave_out_classes : collection of str
+        Classes not to use: a whole name (``folder/class``) or what follows the stroke.
 
     Returns
     -------
@@ -142,15 +155,27 @@ def read_reference_sets(
     Raises
     ------
     InputError
-        As `read_reference_set`; also if there are fewer than two classes altogether, which
-        leaves nothing to tell apart.
+        As `read_reference_set`; also if a class to leave out is not there, or if there are fewer
+        than two classes altogether, which leaves nothing to tell apart.
     """
-    sets, labels, names = [], [], []
+    sets: list[PictureFiles | GreyArray] = []
+    labels: list[np.ndarray] = []
+    names: list[str] = []
+    unused = set(leave_out_classes)
     for path in paths:
         pictures, own_labels, own_names = read_reference_set(path, leave_out)
-        sets.append(pictures)
-        labels.append(own_labels + len(names))
-        names += own_names
+        out = {name: {name, name.rpartition("/")[2]} & set(leave_out_classes) for name in own_names}
+        unused -= set().union(*out.values())
+        kept = [label for label, name in enumerate(own_names) if not out[name]]
+        rows = np.flatnonzero(np.isin(own_labels, kept))
+        sets.append(pictures.only(rows))
+        labels.append(np.searchsorted(kept, own_labels[rows]) + len(names))
+        names += [own_names[label] for label in kept]
+    if unused:
+        raise InputError(
+            f"{', '.join(map(str, paths))}: no class {', '.join(sorted(unused))} to leave out, "
+            f"got {', '.join(names)}"
+        )
     if len(names) < 2:
         raise InputError(
             f"{', '.join(map(str, paths))}: a reference set needs two classes or more to tell "
@@ -159,9 +184,9 @@ def read_reference_sets(
     return sets, np.concatenate(labels), names
 
 
-def _read_idx(folder: Path, name: str) -> tuple[Sequence[np.ndarray], np.ndarray, list[str]]:
-    images = _read_idx_array(folder / IDX_IMAGES, 3)
-    labels = _read_idx_array(folder / IDX_LABELS, 1)
+def _read_idx(folder: Path, name: str) -> tuple[PictureFiles | GreyArray, np.ndarray, list[str]]:
+    images = read_idx_array(folder / IDX_IMAGES, 3)
+    labels = read_idx_array(folder / IDX_LABELS, 1)
     if len(images) == 0 or len(images) != len(labels):
         raise InputError(
             f"{folder}: {len(images)} pictures and {len(labels)} labels, wanted equal numbers"
@@ -170,7 +195,25 @@ def _read_idx(folder: Path, name: str) -> tuple[Sequence[np.ndarray], np.ndarray
     return GreyArray(images), labels.astype(np.int64), [f"{name}/{value}" for value in values]
 
 
-def _read_idx_array(path: Path, dimensions: int) -> np.ndarray:
+def read_idx_array(path: Path, dimensions: int) -> np.ndarray:
+    """
+    Read an array from a gzipped IDX file, as MNIST and Fashion-MNIST come.
+
+    Parameters
+    ----------
+    path : Path
+    dimensions : int
+        How many the array must have: 3 for pictures, 1 for labels.
+
+    Returns
+    -------
+    ndarray of uint8
+
+    Raises
+    ------
+    InputError
+        If the file is missing, cut short, or holds something else.
+    """
     # IDX: two zero bytes, type (8 is uint8), number of dimensions, each size as big-endian uint32.
     try:
         data = gzip.decompress(path.read_bytes())
@@ -186,3 +229,71 @@ def _read_idx_array(path: Path, dimensions: int) -> np.ndarray:
     if values.size != int(np.prod(shape)):
         raise InputError(f"{path}: holds {values.size} values, its header says {shape}")
     return values.reshape(shape)
+
+
+class Reference:
+    """
+    The labelled pictures of the descriptiveness branch, drawn class by class.
+
+    Parameters
+    ----------
+    pictures : sequence of ndarray
+        uint8 RGB (H, W, 3), any sizes.
+    labels : ndarray of int, shape (N,)
+        Index into `class_names`; each class has a picture.
+    class_names : list of str
+        Names of the classes.
+    """
+
+    def __init__(
+        self, pictures: Sequence[np.ndarray], labels: np.ndarray, class_names: list[str]
+    ) -> None:
+        self.pictures = pictures
+        self.class_names = class_names
+        self._members = [np.flatnonzero(labels == label) for label in range(len(class_names))]
+
+    def split(self, share: float, seed: int) -> tuple[Reference, Reference]:
+        """
+        Hold a share of every class out; of a class of one picture both parts have that one.
+
+        Parameters
+        ----------
+        share : float
+            0 to 1; one picture at least.
+        seed : int
+            The same seed holds out the same pictures.
+
+        Returns
+        -------
+        shown, unseen : Reference
+        """
+        rng = np.random.default_rng(seed)
+        shown, unseen = copy(self), copy(self)
+        orders = [rng.permutation(rows) for rows in self._members]
+        counts = [max(1, round(len(rows) * share)) for rows in orders]
+        unseen._members = [rows[:n] for rows, n in zip(orders, counts, strict=True)]
+        shown._members = [
+            rows[n:] if len(rows) > n else rows for rows, n in zip(orders, counts, strict=True)
+        ]
+        return shown, unseen
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """
+        Draw pictures, every class equally often however many pictures it has.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+            The source of chance.
+        count : int
+            How many.
+
+        Returns
+        -------
+        pictures : list of ndarray
+            uint8 RGB.
+        labels : ndarray of int64, shape (count,)
+        """
+        labels = rng.integers(len(self.class_names), size=count)
+        rows = [self._members[label][rng.integers(len(self._members[label]))] for label in labels]
+        return [self.pictures[row] for row in rows], labels

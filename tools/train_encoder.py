@@ -1,13 +1,8 @@
 """
 ``train-encoder``: fine-tune a MobileNetV2 encoder so that good parts lie close together.
 
-DOC (deep one-class classification) pulls the embeddings of good parts together while a labelled
-reference set, told apart by a softmax on the same embeddings, keeps the network from collapsing to
-a constant. The two branches of the paper share all weights.
-
-References
-----------
-Perera and Patel, "Learning Deep Features for One-Class Classification", arXiv 1801.05365.
+Two methods: DOC (`tools.doc`) and online triplets (`tools.triplet`). Both learn from pictures of
+good parts and from a labelled reference set of other things; neither sees a defect.
 """
 
 from __future__ import annotations
@@ -19,28 +14,44 @@ import json
 import math
 import os
 import platform
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from edge_app.errors import InputError
+from edge_app.errors import EdgeAppError, InputError
+from tools.encoder_training import (
+    CHECKS,
+    LOSSES,
+    PATIENCE,
+    Recipe,
+    freeze,
+    held_out_compactness,
+    split_good,
+    train_encoder,
+)
+from tools.losses import MININGS
+from tools.reference_set import Reference
 
 if TYPE_CHECKING:
     import keras
 
+    from tools.training import Trained
+
 DEFAULT_SIZE_PX = 96
-HELD_OUT_SHARE = 0.1
 
 # Pictures are kept in memory a little larger than the input, so that turning and shifting them
 # costs no sharpness against what the device will see.
 CACHE_MARGIN = 1.15
 
-HEAD_GAIN = 30.0
+# A change of the AUROC of drawn defects below this is not called one: its standard error.
+SAME = 0.02
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,15 +59,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Fine-tune the MobileNetV2 encoder on good parts (--data) and a labelled reference set\n"
-        "of other things (--reference-data); write a RUN folder for fit, train-decoder, convert."
+        "of other things (--reference-data); write a RUN folder for fit, train-decoder, convert.\n"
+        "A tenth of both is held out: training ends early when the loss on them stops falling,\n"
+        "and defects drawn on the held-out good parts say whether the encoder has gained by it."
     )
     parser.epilog = (
         "With several --data each step takes its good parts from one of them in turn: each part\n"
         "is made compact in itself. A folder may be given as --data and as --reference-data:\n"
-        "then its good pictures are also one of the classes; those held out stay out of both.\n\n"
-        "example:\n"
+        "then its good pictures are also one of the classes; those held out stay out of both.\n"
+        "A training that was killed goes on with the same command and --resume, to the same\n"
+        "end.\n\n"
+        "examples:\n"
         "  python -m tools train-encoder --data parts/nut --reference-data fashion_mnist \\\n"
-        "    --weights mobilenet_v2_0.35_224.weights.h5 --out runs/nut"
+        "    --weights mobilenet_v2_0.35_224.weights.h5 --out runs/nut\n"
+        "  python -m tools train-encoder --data sneakers --reference-data fashion_mnist \\\n"
+        "    --leave-out 7 9 --loss triplet --weights imagenet --size 64 --out runs/sneakers"
     )
     add = parser.add_argument
     folders = {"type": Path, "nargs": "+", "action": "extend", "required": True, "metavar": "DIR"}
@@ -66,7 +83,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         **folders,
         help="a sub-folder per class, Fashion-MNIST .gz files, or an inspection set",
     )
-    add("--loss", choices=("doc",), default="doc", help="training method (default: doc)")
+    add(
+        "--leave-out",
+        nargs="+",
+        default=[],
+        metavar="CLASS",
+        help="classes of the reference data not to use, by the name of their folder or their "
+        "number (default: none)",
+    )
+    add(
+        "--loss",
+        choices=LOSSES,
+        default="doc",
+        help="doc: compactness and descriptiveness; triplet: FaceNet's (default: doc)",
+    )
     add(
         "--weights",
         required=True,
@@ -75,6 +105,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--alpha", type=float, metavar="A", help="width multiplier, with --weights imagenet only")
     add("--out", type=Path, required=True, metavar="RUN", help="folder to write, a new one")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with a training of the same arguments that was stopped (RUN.unfinished)",
+    )
     add(
         "--size",
         type=int,
@@ -102,9 +137,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.1,
         metavar="X",
-        help="the paper's lambda (default: 0.1)",
+        help="doc: the paper's lambda, loss = descriptiveness + X * compactness (default: 0.1)",
+    )
+    add(
+        "--margin",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="triplet: in squared distance of embeddings of length 1, 0 to 4 (default: 0.2)",
+    )
+    add(
+        "--mining",
+        choices=MININGS,
+        default=MININGS[0],
+        help="triplet: which triplets of a batch count (default: semi-hard)",
     )
     add("--steps", type=int, default=500, metavar="N", help="training steps (default: 500)")
+    add(
+        "--patience",
+        type=int,
+        default=PATIENCE,
+        metavar="N",
+        help=f"end after N of the {CHECKS} checks in a row without a lower held-out loss; "
+        f"0: never (default: {PATIENCE})",
+    )
     add(
         "--batch",
         type=int,
@@ -147,14 +203,21 @@ def run(args: argparse.Namespace) -> int:
     ------
     InputError
         For unusable arguments, folders, pictures or weights, or a loss that is not finite.
+    EdgeAppError
+        If the disk is full.
     """
     _check(args)
+    from tools.check_data import warn
     from tools.inspection_set import good_pictures
-    from tools.network import encoder_from, layers_of, multiply_adds, new_folder
+    from tools.network import encoder_from, new_folder
+    from tools.training import state_folder
 
     started = time.monotonic()
     with new_folder(args.out) as folder:
+        state = state_folder(args.out, args.resume)
         splits = [split_good(good_pictures(data), args.seed, data) for data in args.data]
+        for data in args.data:
+            warn(data)
         held_out = {path.resolve() for _, held in splits for path in held}
 
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -173,78 +236,163 @@ def run(args: argparse.Namespace) -> int:
         freeze(encoder, args.freeze_to)
         size = tuple(encoder.input_shape[1:3])
         cache_size = tuple(math.ceil(side * CACHE_MARGIN) for side in size)
-        good = [_decoded(train, cache_size, "good parts") for train, _ in splits]
-        held = [_decoded(held, size, "held-out parts") for _, held in splits]
-        reference = _open_reference(args.reference_data, held_out, cache_size)
-
-        before = [held_out_compactness(encoder, pictures) for pictures in held]
-        history = train_doc(
+        parts = [
+            _Part(
+                data,
+                _decoded(train, cache_size, "good parts"),
+                _decoded(held, size, "held-out parts"),
+            )
+            for data, (train, held) in zip(args.data, splits, strict=True)
+        ]
+        reference = _open_reference(args.reference_data, args.leave_out, held_out, cache_size)
+        before = [_figures(encoder, part, args) for part in parts]
+        recipe = _recipe(args)
+        trained = train_encoder(
             encoder,
-            good,
+            [part.train for part in parts],
+            [part.held for part in parts],
             reference,
-            compactness_weight=args.compactness_weight,
-            steps=args.steps,
-            batch=args.batch,
-            learning_rate=args.learning_rate,
-            rotation_deg=args.rotation,
-            seed=args.seed,
+            recipe,
+            state,
+            _settings(args, recipe, encoder, splits, reference),
         )
-        after = [held_out_compactness(encoder, pictures) for pictures in held]
+        after = [_figures(encoder, part, args) for part in parts]
 
         encoder.trainable = True
-        encoder.save(folder / "encoder.keras")
-        _write_history(folder / "history.csv", history)
-        embedding_layer, patch_layer = layers_of(encoder)
-        last = history[-max(1, len(history) // 10) :]
-        record = {
-            "command": "train-encoder",
-            "command_line": args.typed,
-            "made": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {
-                "python": platform.python_version(),
-                "keras": keras.__version__,
-                "backend": keras.backend.backend(),
-                "numpy": np.__version__,
-                "opencv": cv2.__version__,
-            },
-            "seed": args.seed,
-            "weights": weights_origin(args.weights),
-            "alpha": _alpha(args),
-            "size": list(size),
-            "embedding_layer": embedding_layer,
-            "patch_layer": patch_layer,
-            "multiply_adds": multiply_adds(encoder),
-            "input": {"colour": "RGB", "scale": 1 / 127.5, "offset": -1.0},
-            "loss": args.loss,
-            "compactness_weight": args.compactness_weight,
-            "freeze_to": args.freeze_to,
-            "steps": args.steps,
-            "batch": args.batch,
-            "learning_rate": args.learning_rate,
-            "rotation_deg": args.rotation,
-            "reference_classes": reference.class_names,
-            "losses": {
-                name: float(np.mean([row[name] for row in last]))
-                for name in ("loss", "descriptiveness", "compactness", "accuracy")
-            },
-            "data": [
-                {
-                    "name": data.resolve().name,
-                    "good_images": len(train),
-                    "held_out_images": len(held_paths),
-                    "held_out_compactness_before": tight_before,
-                    "held_out_compactness": tight_after,
-                }
-                for data, (train, held_paths), tight_before, tight_after in zip(
-                    args.data, splits, before, after, strict=True
-                )
-            ],
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-        (folder / "run.json").write_text(text, encoding="utf-8")
+        record = _record(args, recipe, encoder, reference, parts, before, after, trained)
+        record["seconds"] = round(time.monotonic() - started, 1)
+        try:
+            _write_run(folder, encoder, record, trained.history)
+        except (OSError, RuntimeError) as error:
+            # h5py and zipfile raise either for a full disk.
+            raise EdgeAppError(
+                f"{args.out}: cannot be written ({str(error).splitlines()[0]}); the training is "
+                f"kept in {state}: make room and add --resume"
+            ) from error
+    shutil.rmtree(state, ignore_errors=True)
     _print_summary(args.out, record)
     return 0
+
+
+class _Part(NamedTuple):
+    data: Path
+    train: list[np.ndarray]
+    held: list[np.ndarray]
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    return Recipe(
+        loss=args.loss,
+        compactness_weight=args.compactness_weight,
+        margin=args.margin,
+        mining=args.mining,
+        steps=args.steps,
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+        rotation_deg=args.rotation,
+        patience=args.patience,
+        seed=args.seed,
+    )
+
+
+def _settings(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    encoder: keras.Model,
+    splits: Sequence[tuple[list[Path], list[Path]]],
+    reference: Reference,
+) -> dict[str, Any]:
+    """Whatever decides what a training comes to; one that goes on must have the same."""
+    names = [path.name for train, held in splits for path in (*train, *held)]
+    return {
+        **asdict(recipe),
+        "weights": weights_origin(args.weights),
+        "freeze_to": args.freeze_to,
+        "size": list(encoder.input_shape[1:3]),
+        "embedding_layer": args.embedding_layer,
+        "pictures": len(names),
+        "names_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+        "reference_classes": reference.class_names,
+        "reference_pictures": len(reference.pictures),
+    }
+
+
+def _figures(encoder: keras.Model, part: _Part, args: argparse.Namespace) -> dict[str, float]:
+    """What an encoder makes of the held-out good pictures of a part."""
+    from tools.told_apart import told_apart
+
+    scaling = "l2" if args.loss == "triplet" else "minmax"
+    return {
+        "held_out_compactness": held_out_compactness(encoder, part.held),
+        "drawn_auroc": told_apart(encoder, part.train, part.held, scaling, args.seed),
+    }
+
+
+def _record(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    encoder: keras.Model,
+    reference: Reference,
+    parts: Sequence[_Part],
+    before: Sequence[dict[str, float]],
+    after: Sequence[dict[str, float]],
+    trained: Trained,
+) -> dict[str, Any]:
+    import keras
+
+    from tools.network import layers_of, multiply_adds
+
+    embedding_layer, patch_layer = layers_of(encoder)
+    last = trained.history[-max(1, len(trained.history) // 10) :]
+    logs = [name for name in last[0] if name not in ("step", "learning_rate", "seconds")]
+    return {
+        "command": "train-encoder",
+        "command_line": args.typed,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            "keras": keras.__version__,
+            "backend": keras.backend.backend(),
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+        },
+        "weights": weights_origin(args.weights),
+        "alpha": _alpha(args),
+        "size": list(encoder.input_shape[1:3]),
+        "embedding_layer": embedding_layer,
+        "patch_layer": patch_layer,
+        "multiply_adds": multiply_adds(encoder),
+        "input": {"colour": "RGB", "scale": 1 / 127.5, "offset": -1.0},
+        **asdict(recipe),
+        "freeze_to": args.freeze_to,
+        "reference_classes": reference.class_names,
+        "steps_run": len(trained.history),
+        "best_step": trained.best_step,
+        "held_out_loss": trained.best,
+        "resumed_from": trained.resumed_from,
+        "losses": {
+            name: float(np.mean([row[name] for row in last])) for name in logs if name != "held_out"
+        },
+        "data": [
+            {
+                "name": part.data.resolve().name,
+                "good_images": len(part.train),
+                "held_out_images": len(part.held),
+                **{f"{name}_before": value for name, value in earlier.items()},
+                **later,
+            }
+            for part, earlier, later in zip(parts, before, after, strict=True)
+        ],
+    }
+
+
+def _write_run(
+    folder: Path, encoder: keras.Model, record: dict[str, Any], history: Sequence[dict]
+) -> None:
+    encoder.save(folder / "encoder.keras")
+    _write_history(folder / "history.csv", history)
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    (folder / "run.json").write_text(text, encoding="utf-8")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -260,6 +408,8 @@ def _check(args: argparse.Namespace) -> None:
             "0 or more",
         ),
         ("--rotation", args.rotation, 0 <= args.rotation <= 180, "0 to 180 degrees"),
+        ("--margin", args.margin, 0 < args.margin < 4, "more than 0, less than 4"),
+        ("--patience", args.patience, args.patience >= 0, "0 or more"),
     )
     for option, value, is_fine, wanted in limits:
         if not is_fine or not math.isfinite(value):
@@ -278,42 +428,6 @@ def _alpha(args: argparse.Namespace) -> float:
     return args.alpha if args.weights == "imagenet" else alpha_of(args.weights)
 
 
-def split_good(paths: Sequence[Path], seed: int, data_dir: Path) -> tuple[list[Path], list[Path]]:
-    """
-    Hold out a tenth of the good pictures, two at least.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-        All good pictures of one part.
-    seed : int
-        The same seed holds out the same pictures.
-    data_dir : Path
-        Named in the error.
-
-    Returns
-    -------
-    train, held_out : list of Path
-        Each in the order of `paths`.
-
-    Raises
-    ------
-    InputError
-        If there are fewer than four pictures.
-    """
-    if len(paths) < 4:
-        raise InputError(
-            f"{data_dir}: has {len(paths)} good pictures, wanted 4 or more, "
-            "two to train on and two to hold out"
-        )
-    count = max(2, round(len(paths) * HELD_OUT_SHARE))
-    held = set(np.random.default_rng(seed).choice(len(paths), count, replace=False).tolist())
-    return (
-        [path for index, path in enumerate(paths) if index not in held],
-        [path for index, path in enumerate(paths) if index in held],
-    )
-
-
 def _decoded(paths: Sequence[Path], size: tuple[int, int], what: str) -> list[np.ndarray]:
     # Decoded and resized once: decoding again every step would cost more than the training itself.
     from edge_app.preprocess import Preprocessing
@@ -322,55 +436,15 @@ def _decoded(paths: Sequence[Path], size: tuple[int, int], what: str) -> list[np
     return read_prepared(paths, Preprocessing(size), what)
 
 
-class Reference:
-    """
-    The labelled pictures of the descriptiveness branch, drawn class by class.
-
-    Parameters
-    ----------
-    pictures : sequence of ndarray
-        uint8 RGB (H, W, 3), any sizes.
-    labels : ndarray of int, shape (N,)
-        Index into `class_names`; each class has a picture.
-    class_names : list of str
-        Names of the classes.
-    """
-
-    def __init__(
-        self, pictures: Sequence[np.ndarray], labels: np.ndarray, class_names: list[str]
-    ) -> None:
-        self.pictures = pictures
-        self.class_names = class_names
-        self._members = [np.flatnonzero(labels == label) for label in range(len(class_names))]
-
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """
-        Draw pictures, every class equally often however many pictures it has.
-
-        Parameters
-        ----------
-        rng : numpy.random.Generator
-            The source of chance.
-        count : int
-            How many.
-
-        Returns
-        -------
-        pictures : list of ndarray
-            uint8 RGB.
-        labels : ndarray of int64, shape (count,)
-        """
-        labels = rng.integers(len(self.class_names), size=count)
-        rows = [self._members[label][rng.integers(len(self._members[label]))] for label in labels]
-        return [self.pictures[row] for row in rows], labels
-
-
 def _open_reference(
-    folders: Sequence[Path], held_out: set[Path], cache_size: tuple[int, int]
+    folders: Sequence[Path],
+    leave_out_classes: Sequence[str],
+    held_out: set[Path],
+    cache_size: tuple[int, int],
 ) -> Reference:
     from tools.reference_set import PictureFiles, read_reference_sets
 
-    sets, labels, class_names = read_reference_sets(folders, held_out)
+    sets, labels, class_names = read_reference_sets(folders, held_out, leave_out_classes)
     pictures: list[np.ndarray] = []
     for one in sets:
         if isinstance(one, PictureFiles):
@@ -378,241 +452,6 @@ def _open_reference(
         else:
             pictures += one
     return Reference(pictures, labels, class_names)
-
-
-def freeze(encoder: keras.Model, block: str) -> None:
-    """
-    Keep the first layers of an encoder as they are.
-
-    Parameters
-    ----------
-    encoder : keras.Model
-        As from `tools.network.build_encoder`; changed in place.
-    block : str
-        Name of a block ("block_6") or of one layer; everything up to its end keeps its weights.
-        "none" trains all.
-
-    Raises
-    ------
-    InputError
-        For an unknown name, or if nothing would be left to train.
-    """
-    from tools.network import unknown_layer
-
-    if block == "none":
-        return
-    names = [layer.name for layer in encoder.layers]
-    hits = [i for i, name in enumerate(names) if name == block or name.startswith(f"{block}_")]
-    if not hits:
-        raise InputError(f"--freeze-to: {unknown_layer(block, names)}")
-    for layer in encoder.layers[: hits[-1] + 1]:
-        layer.trainable = False
-    if not encoder.trainable_weights:
-        raise InputError(f"--freeze-to {block}: leaves nothing to train, wanted an earlier block")
-
-
-def doc_trainer(encoder: keras.Model, classes: int, batch: int) -> keras.Model:
-    """
-    Put an encoder into the two branches of DOC.
-
-    A plain functional model with one loss per output, so that it trains on any Keras backend.
-
-    Parameters
-    ----------
-    encoder : keras.Model
-        Trained in place, both branches share it.
-    classes : int
-        Number of classes of the reference set.
-    batch : int
-        Good parts, and reference pictures, of a step.
-
-    Returns
-    -------
-    keras.Model
-        Inputs "good" and "reference", float32 (batch, H, W, 3); outputs "compactness" (the good
-        parts' embeddings) and "descriptiveness" (class logits of the reference). Not compiled.
-    """
-    import keras
-
-    class StoredStatistics(keras.layers.Layer):
-        # A layer of its own, because the training flag of an outer functional model overrides one
-        # that was given when the graph was drawn: encoder(x, training=False) alone does nothing.
-        def __init__(self, network: keras.Model) -> None:
-            super().__init__()
-            self.network = network
-
-        def call(self, pictures: keras.KerasTensor) -> keras.KerasTensor:
-            return self.network(pictures, training=False)[0]
-
-    shape = (batch, *encoder.input_shape[1:])
-    good = keras.Input(batch_shape=shape, name="good")
-    reference = keras.Input(batch_shape=shape, name="reference")
-    # One pass over both batches is the paper's two branches, because no row sees another: batch
-    # norm stays on its stored statistics (its scale and shift still learn). A batch of one part is
-    # far from the photographs behind those statistics and would drag them away from what the
-    # device needs for single frames; and where they were folded into scale and shift (mean 0,
-    # variance 1), updating them would destroy the network.
-    both = keras.layers.Concatenate(axis=0)([good, reference])
-    good_embedding, reference_embedding = keras.ops.split(StoredStatistics(encoder)(both), 2)
-    # The head starts from nothing while the encoder starts from ImageNet. At a rate that is gentle
-    # to the encoder a plain Dense head stayed at chance for 240 steps, on an inner layer whose
-    # activations are small. Normalised features and a gain on the logits let the head learn
-    # `HEAD_GAIN` times as fast as the encoder, whatever the layer's scale.
-    features = keras.layers.LayerNormalization(center=False, scale=False)(reference_embedding)
-    head = keras.layers.Dense(classes, kernel_initializer="zeros", name="head")
-    logits = HEAD_GAIN * head(features)
-    return keras.Model(
-        {"good": good, "reference": reference},
-        {"compactness": good_embedding, "descriptiveness": logits},
-    )
-
-
-def train_doc(
-    encoder: keras.Model,
-    good: Sequence[Sequence[np.ndarray]],
-    reference: Reference,
-    *,
-    compactness_weight: float,
-    steps: int,
-    batch: int,
-    learning_rate: float,
-    rotation_deg: float,
-    seed: int,
-) -> list[dict[str, float]]:
-    """
-    Train an encoder with DOC, in place.
-
-    Parameters
-    ----------
-    encoder : keras.Model
-        As from `tools.network.build_encoder`.
-    good : sequence of sequences of ndarray
-        For each part its good pictures, uint8 RGB (H, W, 3).
-    reference : Reference
-        The labelled pictures.
-    compactness_weight : float
-        Loss = descriptiveness + compactness_weight * compactness.
-    steps, batch : int
-        Steps, and pictures of each kind in a step.
-    learning_rate : float
-        Adam's at the first step; falls to 0 along a cosine.
-    rotation_deg : float
-        Largest turn of a training picture.
-    seed : int
-        Seed of batches and augmentation. Weights of the head follow Keras' own seed.
-
-    Returns
-    -------
-    list of dict
-        Per step: step, loss, descriptiveness, compactness, accuracy, learning_rate, seconds.
-
-    Raises
-    ------
-    InputError
-        If the loss is no longer finite.
-    """
-    import keras
-    from tqdm import tqdm
-
-    from tools.losses import compactness
-
-    model = doc_trainer(encoder, len(reference.class_names), batch)
-    model.compile(
-        optimizer=keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(learning_rate, steps)
-        ),
-        loss={
-            "compactness": lambda _, embeddings: compactness(embeddings),
-            "descriptiveness": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        },
-        loss_weights={"compactness": compactness_weight, "descriptiveness": 1.0},
-        metrics={"descriptiveness": ["accuracy"]},
-        # Compiling for a few hundred steps on a CPU takes longer than it saves.
-        jit_compile=False,
-    )
-    size = tuple(encoder.input_shape[1:3])
-    batches = _batches(good, reference, batch, size, rotation_deg, seed)
-    history = []
-    with tqdm(total=steps, desc="train-encoder", unit="step") as bar:
-        for step in range(1, steps + 1):
-            rate, began = float(model.optimizer.learning_rate), time.monotonic()
-            # Keras averages its metrics until told to forget.
-            model.reset_metrics()
-            logs = model.train_on_batch(*next(batches), return_dict=True)
-            row = {
-                "step": step,
-                "loss": float(logs["loss"]),
-                "descriptiveness": float(logs["descriptiveness_loss"]),
-                "compactness": float(logs["compactness_loss"]),
-                "accuracy": float(logs["descriptiveness_accuracy"]),
-                "learning_rate": rate,
-                "seconds": round(time.monotonic() - began, 4),
-            }
-            if not math.isfinite(row["loss"]):
-                raise InputError(
-                    f"step {step}: the loss is {row['loss']}; training has diverged, lower "
-                    f"--learning-rate (now {learning_rate:g}) or "
-                    f"--compactness-weight (now {compactness_weight:g})"
-                )
-            history.append(row)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", compact=f"{row['compactness']:.4f}")
-            bar.update()
-    return history
-
-
-def _batches(
-    good: Sequence[Sequence[np.ndarray]],
-    reference: Reference,
-    batch: int,
-    size: tuple[int, int],
-    rotation_deg: float,
-    seed: int,
-) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    from tools.augment import augment
-
-    rng = np.random.default_rng(seed)
-
-    def network_input(pictures: Sequence[np.ndarray]) -> np.ndarray:
-        return _scaled(np.stack([augment(one, rng, rotation_deg, size) for one in pictures]))
-
-    while True:
-        for part in good:
-            rows = rng.choice(len(part), batch, replace=len(part) < batch)
-            others, labels = reference.draw(rng, batch)
-            yield (
-                {
-                    "good": network_input([part[row] for row in rows]),
-                    "reference": network_input(others),
-                },
-                # Compactness has no target; Keras wants one for every output.
-                {"compactness": np.zeros((batch, 1), np.float32), "descriptiveness": labels},
-            )
-
-
-def _scaled(pictures_rgb: np.ndarray) -> np.ndarray:
-    return pictures_rgb.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
-
-
-def held_out_compactness(encoder: keras.Model, pictures_rgb: Sequence[np.ndarray]) -> float:
-    """
-    Compactness of good parts that were not trained on, as the device will see them.
-
-    Parameters
-    ----------
-    encoder : keras.Model
-        As from `tools.network.build_encoder`.
-    pictures_rgb : sequence of ndarray
-        Two or more uint8 RGB pictures of the encoder's input size, not augmented.
-
-    Returns
-    -------
-    float
-        See `tools.losses.compactness`.
-    """
-    from tools.losses import compactness
-
-    embeddings = encoder.predict(_scaled(np.stack(pictures_rgb)), verbose=0)[0]
-    return float(compactness(embeddings))
 
 
 def weights_origin(weights: str) -> dict[str, str | None]:
@@ -641,21 +480,37 @@ def weights_origin(weights: str) -> dict[str, str | None]:
 
 
 def _write_history(path: Path, history: Sequence[dict[str, float]]) -> None:
+    # Only some steps were checked, so that the first row need not have every column.
+    names = list(dict.fromkeys(name for row in history for name in row))
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer = csv.DictWriter(file, fieldnames=names)
         writer.writeheader()
         writer.writerows(history)
 
 
 def _print_summary(out: Path, record: dict) -> None:
-    losses = record["losses"]
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
     print(
         f"{out}: alpha {record['alpha']}, {record['size'][0]} px, "
-        f"{record['multiply_adds'] / 1e6:.1f} M multiply-adds, {record['seconds']:.0f} s; "
-        f"loss {losses['loss']:.4f}, reference accuracy {losses['accuracy']:.3f}"
+        f"{record['multiply_adds'] / 1e6:.1f} M multiply-adds, {record['seconds']:.0f} s; {losses}"
+    )
+    ended = "" if record["steps_run"] == record["steps"] else ", ended early"
+    print(
+        f"  kept step {record['best_step']} of {record['steps_run']}{ended}: "
+        f"held-out loss {record['held_out_loss']:.4f}"
     )
     for row in record["data"]:
         print(
             f"  {row['name']}: compactness of {row['held_out_images']} held-out good pictures "
-            f"{row['held_out_compactness_before']:.5f} -> {row['held_out_compactness']:.5f}"
+            f"{row['held_out_compactness_before']:.5f} -> {row['held_out_compactness']:.5f}, "
+            f"AUROC of defects drawn on them {row['drawn_auroc_before']:.3f} -> "
+            f"{row['drawn_auroc']:.3f}"
         )
+        gain = row["drawn_auroc"] - row["drawn_auroc_before"]
+        if gain < -SAME:
+            print(
+                "    worse than before the training: fit with the weights it started from, or try "
+                "an earlier --embedding-layer, --freeze-to or fewer --steps"
+            )
+        elif gain < SAME:
+            print("    no clear gain: fit with the weights it started from is as good")

@@ -1,0 +1,312 @@
+"""
+Train an encoder by DOC or by triplets: what the command and the experiments share.
+
+The pictures of a step are drawn and changed by a generator that is seeded with the step's number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_app.errors import InputError
+from tools.reference_set import Reference
+from tools.training import Trained, learning_rate, train
+
+if TYPE_CHECKING:
+    import keras
+
+LOSSES = ("doc", "triplet")
+HELD_OUT_SHARE = 0.1
+# What fewer pictures have in common is as likely to be chance as to be the part.
+FEWEST_GOOD = 20
+
+# The held-out loss is taken so many times in a training; so many checks in a row without a better
+# one end it.
+CHECKS, PATIENCE = 20, 7
+# Batches of held-out pictures behind one figure, at most.
+MOST_CHECK_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """
+    How an encoder is trained.
+
+    Attributes
+    ----------
+    loss : {"doc", "triplet"}
+    compactness_weight : float
+        Of DOC: loss = descriptiveness + compactness_weight * compactness.
+    margin, mining
+        Of the triplet loss, see `tools.losses.triplet`.
+    steps, batch : int
+        Steps, and pictures of each kind in a step.
+    learning_rate : float
+        Adam's at the first step; falls to 0 along a cosine.
+    rotation_deg : float
+        Largest turn of a training picture.
+    patience : int
+        So many of the `CHECKS` checks in a row without a lower held-out loss end the training; 0
+        never ends it early.
+    recompress : bool
+        Whether every training picture goes through JPEG at a random quality; see `tools.augment`.
+    seed : int
+        Of batches and augmentation. The start of new layers follows Keras' own seed.
+    """
+
+    loss: str = "doc"
+    compactness_weight: float = 0.1
+    margin: float = 0.2
+    mining: str = "semi-hard"
+    steps: int = 500
+    batch: int = 32
+    learning_rate: float = 1e-4
+    rotation_deg: float = 5.0
+    patience: int = PATIENCE
+    recompress: bool = True
+    seed: int = 0
+
+
+def train_encoder(
+    encoder: keras.Model,
+    good: Sequence[Sequence[np.ndarray]],
+    held: Sequence[Sequence[np.ndarray]],
+    reference: Reference,
+    recipe: Recipe,
+    state: Path | None = None,
+    settings: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> Trained:
+    """
+    Train an encoder, in place; it is left with the weights of the lowest held-out loss.
+
+    Parameters
+    ----------
+    encoder : keras.Model
+        As from `tools.network.build_encoder`.
+    good, held : sequence of sequences of ndarray
+        For each part its good pictures to train on and those held out, uint8 RGB (H, W, 3); the
+        held-out ones of the encoder's input size. Each step trains one part, in turn.
+    reference : Reference
+        The labelled pictures; a tenth of each class is held out.
+    recipe : Recipe
+    state, settings, progress
+        As in `tools.training.train`.
+
+    Returns
+    -------
+    Trained
+        Its history has loss, and of DOC descriptiveness, compactness, accuracy.
+
+    Raises
+    ------
+    InputError
+        If the loss is no longer finite.
+    """
+    size = tuple(encoder.input_shape[1:3])
+    shown, unseen = reference.split(HELD_OUT_SHARE, recipe.seed)
+    model, as_batch, names = _method(encoder, len(reference.class_names), recipe)
+    checks = _check_batches(held, unseen, recipe, size)
+
+    def batch_at(step: int) -> tuple[Any, Any]:
+        rng = np.random.default_rng([recipe.seed, step])
+        part = good[(step - 1) % len(good)]
+        rows = rng.choice(len(part), recipe.batch, replace=len(part) < recipe.batch)
+        others, labels = shown.draw(rng, recipe.batch)
+        return as_batch(
+            _changed([part[row] for row in rows], rng, recipe, size),
+            _changed(others, rng, recipe, size),
+            labels,
+        )
+
+    def validate() -> float:
+        model.reset_metrics()
+        logs = [
+            model.test_on_batch(*as_batch(*batch), return_dict=True)["loss"] for batch in checks
+        ]
+        # The logs are running means: the last one is that of all batches.
+        return float(logs[-1])
+
+    try:
+        return train(
+            model,
+            batch_at,
+            recipe.steps,
+            title=f"train-encoder ({recipe.loss})",
+            validate=validate,
+            check_every=max(1, recipe.steps // CHECKS),
+            patience=recipe.patience or None,
+            state=state,
+            settings=settings,
+            names=names,
+            progress=progress,
+        )
+    except InputError as error:
+        if "diverged" not in str(error):
+            raise
+        raise InputError(
+            f"{error}: lower --learning-rate (now {recipe.learning_rate:g})"
+            + (
+                f" or --compactness-weight (now {recipe.compactness_weight:g})"
+                if recipe.loss == "doc"
+                else ""
+            )
+        ) from None
+
+
+def _method(
+    encoder: keras.Model, classes: int, recipe: Recipe
+) -> tuple[keras.Model, Callable[..., tuple[Any, Any]], dict[str, str]]:
+    rate = learning_rate(recipe.learning_rate, recipe.steps)
+    if recipe.loss == "doc":
+        from tools.doc import LOGS, compile_doc, doc_batch, doc_trainer
+
+        model = doc_trainer(encoder, classes, recipe.batch)
+        compile_doc(model, recipe.compactness_weight, rate)
+        return model, doc_batch, LOGS
+    if recipe.loss != "triplet":
+        raise ValueError(f"loss {recipe.loss!r} is none of {', '.join(LOSSES)}")
+    from tools.triplet import LOGS, compile_triplet, triplet_batch, triplet_trainer
+
+    model = triplet_trainer(encoder, recipe.batch)
+    compile_triplet(model, recipe.margin, recipe.mining, rate)
+    return model, triplet_batch, LOGS
+
+
+def _changed(
+    pictures: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    recipe: Recipe,
+    size: tuple[int, int],
+) -> np.ndarray:
+    from tools.augment import augment
+
+    return scaled(
+        np.stack(
+            [augment(one, rng, recipe.rotation_deg, size, recipe.recompress) for one in pictures]
+        )
+    )
+
+
+def _check_batches(
+    held: Sequence[Sequence[np.ndarray]],
+    unseen: Reference,
+    recipe: Recipe,
+    size: tuple[int, int],
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    # The same pictures at every check, as the device will see them: not changed.
+    from edge_app.preprocess import shrink
+
+    rng = np.random.default_rng([recipe.seed, 0])
+    most = max(len(part) for part in held)
+    rounds = min(max(1, MOST_CHECK_BATCHES // len(held)), math.ceil(most / recipe.batch))
+    batches = []
+    for number in range(rounds):
+        for part in held:
+            at = np.arange(number * recipe.batch, (number + 1) * recipe.batch) % len(part)
+            others, labels = unseen.draw(rng, recipe.batch)
+            sized = [shrink(one, size) for one in others]
+            batches.append(
+                (scaled(np.stack([part[i] for i in at])), scaled(np.stack(sized)), labels)
+            )
+    return batches
+
+
+def scaled(pictures_rgb: np.ndarray) -> np.ndarray:
+    """uint8 pictures as float32, scaled as the encoder takes them: ``x / 127.5 - 1``."""
+    return pictures_rgb.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+def split_good(paths: Sequence[Path], seed: int, data_dir: Path) -> tuple[list[Path], list[Path]]:
+    """
+    Hold out a tenth of the good pictures, two at least.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        All good pictures of one part.
+    seed : int
+        The same seed holds out the same pictures.
+    data_dir : Path
+        Named in the error.
+
+    Returns
+    -------
+    train, held_out : list of Path
+        Each in the order of `paths`.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than `FEWEST_GOOD` pictures.
+    """
+    if len(paths) < FEWEST_GOOD:
+        raise InputError(
+            f"{data_dir}: has {len(paths)} good pictures, wanted {FEWEST_GOOD} or more to train an "
+            "encoder on; fit trains none and works from 3"
+        )
+    count = max(2, round(len(paths) * HELD_OUT_SHARE))
+    held = set(np.random.default_rng(seed).choice(len(paths), count, replace=False).tolist())
+    return (
+        [path for index, path in enumerate(paths) if index not in held],
+        [path for index, path in enumerate(paths) if index in held],
+    )
+
+
+def freeze(encoder: keras.Model, block: str) -> None:
+    """
+    Keep the first layers of an encoder as they are.
+
+    Parameters
+    ----------
+    encoder : keras.Model
+        As from `tools.network.build_encoder`; changed in place.
+    block : str
+        Name of a block ("block_6") or of one layer; everything up to its end keeps its weights.
+        "none" trains all.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, or if nothing would be left to train.
+    """
+    from tools.network import unknown_layer
+
+    if block == "none":
+        return
+    names = [layer.name for layer in encoder.layers]
+    hits = [i for i, name in enumerate(names) if name == block or name.startswith(f"{block}_")]
+    if not hits:
+        raise InputError(f"--freeze-to: {unknown_layer(block, names)}")
+    for layer in encoder.layers[: hits[-1] + 1]:
+        layer.trainable = False
+    if not encoder.trainable_weights:
+        raise InputError(f"--freeze-to {block}: leaves nothing to train, wanted an earlier block")
+
+
+def held_out_compactness(encoder: keras.Model, pictures_rgb: Sequence[np.ndarray]) -> float:
+    """
+    Compactness of good parts that were not trained on, as the device will see them.
+
+    Parameters
+    ----------
+    encoder : keras.Model
+        As from `tools.network.build_encoder`.
+    pictures_rgb : sequence of ndarray
+        Two or more uint8 RGB pictures of the encoder's input size, not augmented.
+
+    Returns
+    -------
+    float
+        See `tools.losses.compactness`.
+    """
+    from tools.losses import compactness
+
+    embeddings = encoder.predict(scaled(np.stack(pictures_rgb)), verbose=0)[0]
+    return float(compactness(embeddings))
