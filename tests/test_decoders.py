@@ -112,7 +112,8 @@ def test_redraw_lacks_the_drawn_defect(encoder, trained):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("int8", 0.08)])
 def test_tflite_redraws_the_same(encoder, trained, dtype, tolerance):
-    from tools.convert import parity, to_tflite
+    from tools.convert import to_tflite
+    from tools.parity import parity
 
     decoder, _, pictures = trained
     rows = encoder.predict(pictures / 127.5 - 1.0, verbose=0)[1]
