@@ -2,13 +2,16 @@
 Evaluate: what a bundle does on labelled images, through the device's own code.
 
 Every picture goes the way it goes on the device, one frame at a time; the figures are read off what
-came out. Beside them stand the trivial figures of the same set.
+came out. Beside them stand the trivial figures of the same set. With --report they become one page
+for a browser: curves, working points, the pictures that matter, and what could fake the figures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ from edge_app.arguments import refuse_unwritable, whole_from_1
 from edge_app.bundle import load_bundle
 from edge_app.config import load_config
 from edge_app.heatmap import ColourScale
-from edge_app.inspector import Inspector
+from edge_app.held_out import thumbnail
+from edge_app.inspector import Inspector, Seen
 from edge_app.preprocess import prepare, region_box
 from edge_app.records import Frame, Verdict
 from edge_app.sources.folder import read_picture
@@ -34,9 +38,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``evaluate``."""
     parser.description = __doc__.strip().replace("\n\n", "\n")
     parser.epilog = (
-        "example: python -m tools evaluate --bundle models/nut --data parts/nut --json nut.json"
+        "example: python -m tools evaluate --bundle models/nut --data parts/nut --json nut.json "
+        "--report nut.html"
     )
     add_arguments(parser)
+    parser.add_argument(
+        "--report",
+        metavar="FILE.html",
+        type=Path,
+        help="write a page that needs nothing but a browser: ROC curve, working points, "
+        "histograms, embeddings, first-layer filters, heatmaps, timings, manifest",
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,33 +69,130 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate a bundle; see the module's docstring."""
+    from tools.check_data import check, warn
+
     inspection_set = read_inspection_set(args.data)
     bundle = load_bundle(args.bundle)
-    if args.json is not None:
-        refuse_unwritable(args.json)
-    inspector = Inspector(bundle, load_config().decision, "single", args.threads, heatmaps=False)
-    figures = evaluate(inspector, inspection_set)
+    for path in (args.json, args.report):
+        if path is not None:
+            refuse_unwritable(path)
+    warn(args.data)
+    inspector = SeeingInspector(
+        bundle, load_config().decision, "single", args.threads, heatmaps=False
+    )
+    judged = judge(inspector, inspection_set)
+    figures = figures_of(inspector, inspection_set, judged)
     _print(figures, inspection_set)
     if args.json is not None:
         args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
         print(f"figures: {args.json}")
+    if args.report is not None:
+        from tools.evaluation_report import write_report
+
+        findings = check(args.data)
+        command = shlex.join(["python", "-m", "tools", *args.typed])
+        write_report(args.report, inspector, inspection_set, judged, figures, command, findings)
+        print(f"report: {args.report}")
     return 0
+
+
+class SeeingInspector(Inspector):
+    """
+    An inspector that remembers what it scored last.
+
+    Attributes
+    ----------
+    seen : Seen or None
+        Set to None before a frame; not None after it if the frame was scored.
+    """
+
+    seen: Seen | None = None
+
+    def look(self, *args: Any, **kwargs: Any) -> Seen:
+        self.seen = super().look(*args, **kwargs)
+        return self.seen
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One test picture, judged."""
+    """
+    One test picture, judged.
+
+    Attributes
+    ----------
+    picture : TestPicture
+    verdict : Verdict
+    reason : str or None
+        Why it is UNKNOWN.
+    score : float
+        Also where the device gives none; higher is more anomalous.
+    latency_ms : dict of str to float
+        Milliseconds of each stage.
+    loop_ms : float or None
+        From frame to decision; None where the device stopped before the score.
+    maps : dict of str to ndarray of float32, shape (H, W)
+        Each kind of heatmap, unscaled; empty where no pixel figure counts it.
+    mask : ndarray of bool, shape (H, W), or None
+        Where the defect is, if `maps` is not empty.
+    embedding : ndarray of float32, shape (d,)
+    thumbnail : ndarray of float32
+        By which near-duplicates are known.
+    """
 
     picture: TestPicture
     verdict: Verdict
+    reason: str | None
     score: float
+    latency_ms: dict[str, float]
     loop_ms: float | None
     maps: dict[str, np.ndarray]
     mask: np.ndarray | None
+    embedding: np.ndarray
+    thumbnail: np.ndarray
 
 
 def evaluate(
     inspector: Inspector, inspection_set: InspectionSet, progress: bool = True
+) -> dict[str, Any]:
+    """`figures_of` what `judge` gives; parameters as for these."""
+    judged = judge(inspector, inspection_set, progress)
+    return figures_of(inspector, inspection_set, judged, progress)
+
+
+def judge(
+    inspector: Inspector, inspection_set: InspectionSet, progress: bool = True
+) -> list[Judged]:
+    """
+    Every test picture through the inspector.
+
+    Parameters
+    ----------
+    inspector : Inspector
+        In mode `single`. A `SeeingInspector` aligns and encodes each picture once, another twice.
+    inspection_set : InspectionSet
+    progress : bool
+        Whether to show a progress bar on stderr.
+
+    Returns
+    -------
+    list of Judged
+        In the order of the set.
+    """
+    from tqdm import tqdm
+
+    has_masks = any(picture.mask_path for picture in inspection_set.test)
+    kinds = inspector.heatmap_kinds if has_masks else ()
+    bar = tqdm(
+        inspection_set.test, desc="inspecting", unit="picture", delay=2, disable=not progress
+    )
+    return [_judge(inspector, index, picture, kinds) for index, picture in enumerate(bar)]
+
+
+def figures_of(
+    inspector: Inspector,
+    inspection_set: InspectionSet,
+    judged: Sequence[Judged],
+    progress: bool = True,
 ) -> dict[str, Any]:
     """
     Figures of a bundle on a set.
@@ -91,8 +200,9 @@ def evaluate(
     Parameters
     ----------
     inspector : Inspector
-        In mode `single`.
     inspection_set : InspectionSet
+    judged : sequence of Judged
+        From `judge` with these two.
     progress : bool
         Whether to show progress bars on stderr.
 
@@ -110,23 +220,17 @@ def evaluate(
     A picture that the device calls EMPTY or UNKNOWN has a score all the same here, so that the
     AUROC speaks of every picture; the rates speak of the verdicts.
     """
-    from tqdm import tqdm
-
     from tools.metrics import au_pro, image_auroc, pixel_auroc
     from tools.trivial import trivial_figures
 
-    has_masks = any(picture.mask_path for picture in inspection_set.test)
-    kinds = inspector.heatmap_kinds if has_masks else ()
-    bar = tqdm(
-        inspection_set.test, desc="inspecting", unit="picture", delay=2, disable=not progress
-    )
-    judged = [_judge(inspector, index, picture, kinds) for index, picture in enumerate(bar)]
     scores = [one.score for one in judged]
     is_anomaly = [one.picture.is_anomaly for one in judged]
     heatmaps = {}
-    masks = [one.mask for one in judged if one.mask is not None]
+    masked = [one for one in judged if one.mask is not None]
+    masks = [one.mask for one in masked]
+    kinds = inspector.heatmap_kinds if masked else ()
     for kind in kinds:
-        maps = [one.maps[kind] for one in judged if one.mask is not None]
+        maps = [one.maps[kind] for one in masked]
         heatmaps[kind] = {"pixel_auroc": pixel_auroc(maps, masks), "au_pro": au_pro(maps, masks)}
     shown = heatmaps.get(next(iter(kinds), None), {})
     good = [one for one in judged if not one.picture.is_anomaly]
@@ -160,8 +264,9 @@ def _judge(
     inspector: Inspector, index: int, picture: TestPicture, kinds: tuple[str, ...]
 ) -> Judged:
     frame = Frame(index, str(picture.path), read_picture(picture.path))
+    inspector.seen = None
     (result,) = inspector.inspect(frame)
-    seen = inspector.look(frame, align_anyway(inspector, frame))
+    seen = inspector.seen or inspector.look(frame, align_anyway(inspector, frame))
     maps: dict[str, np.ndarray] = {}
     mask = None
     if kinds and (picture.mask_path or not picture.is_anomaly):
@@ -169,7 +274,18 @@ def _judge(
         mask = np.zeros(frame.frame_bgr.shape[:2], bool)
         if picture.mask_path is not None:
             mask = read_mask(picture.mask_path, mask.shape)
-    return Judged(picture, result.decision.verdict, seen.score, result.loop_ms, maps, mask)
+    return Judged(
+        picture,
+        result.decision.verdict,
+        result.decision.reason,
+        seen.score,
+        result.latency_ms,
+        result.loop_ms,
+        maps,
+        mask,
+        seen.encoding.embedding,
+        thumbnail(seen.pixels_rgb),
+    )
 
 
 def align_anyway(inspector: Inspector, frame: Frame) -> Aligned:
@@ -184,11 +300,11 @@ def align_anyway(inspector: Inspector, frame: Frame) -> Aligned:
     return Aligned(pixels_rgb, matrix, aligned.empty, aligned.problem, None)
 
 
-def _share(judged: list[Judged], verdict: Verdict) -> float:
+def _share(judged: Sequence[Judged], verdict: Verdict) -> float:
     return sum(one.verdict is verdict for one in judged) / len(judged)
 
 
-def _counts(judged: list[Judged]) -> dict[str, int]:
+def _counts(judged: Sequence[Judged]) -> dict[str, int]:
     counts = {str(verdict): sum(one.verdict is verdict for one in judged) for verdict in Verdict}
     return {"images": len(judged), **{name: n for name, n in counts.items() if n}}
 

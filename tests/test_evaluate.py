@@ -1,0 +1,111 @@
+"""``evaluate``: each picture through the device's own code, once; its report asked for in time."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("tqdm", reason="needs the tools extra")
+
+from edge_app.config import load_config  # noqa: E402
+from edge_app.inspector import Inspector  # noqa: E402
+from tools.__main__ import main as tools  # noqa: E402
+from tools.evaluate import SeeingInspector, evaluate, judge  # noqa: E402
+from tools.inspection_set import read_inspection_set  # noqa: E402
+
+
+class CountingEncoder:
+    """An encoder that counts its calls."""
+
+    def __init__(self, encoder) -> None:
+        self._encoder = encoder
+        self.calls = 0
+
+    def encode(self, pixels_rgb):
+        self.calls += 1
+        return self._encoder.encode(pixels_rgb)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, still_frames):
+    """Good, defective and missing parts of the clip; one defect with a mask."""
+    root = tmp_path_factory.mktemp("parts")
+    chosen = {
+        "train/good": still_frames["good"][0:84:28],
+        "test/good": still_frames["good"][4:84:20],
+        "test/bent": still_frames["bad"][::20][:4],
+        "test/gone": still_frames["empty"][:2],
+    }
+    for folder, frames in chosen.items():
+        (root / folder).mkdir(parents=True)
+        for index, frame in enumerate(frames):
+            cv2.imwrite(str(root / folder / f"{index}.png"), frame)
+    mask = np.zeros(still_frames["bad"][0].shape[:2], np.uint8)
+    mask[80:140, 120:200] = 255
+    (root / "ground_truth" / "bent").mkdir(parents=True)
+    cv2.imwrite(str(root / "ground_truth" / "bent" / "0_mask.png"), mask)
+    return root
+
+
+def judged_by(kind, bundle, parts):
+    inspector = kind(bundle, load_config().decision, "single", 1, heatmaps=False)
+    inspector.encoder = CountingEncoder(inspector.encoder)
+    judged = judge(inspector, read_inspection_set(parts), progress=False)
+    return inspector, judged
+
+
+def test_each_picture_is_encoded_once(parts, nut_bundle):
+    seeing, judged = judged_by(SeeingInspector, nut_bundle, parts)
+    assert len(judged) == seeing.encoder.calls == 9
+    plain, again = judged_by(Inspector, nut_bundle, parts)
+    stopped = sum(one.loop_ms is None for one in again)
+    # What the device stops before the encoder is encoded for its score only.
+    assert stopped >= 2 and plain.encoder.calls == 18 - stopped
+    for one, other in zip(judged, again, strict=True):
+        assert (one.picture, one.verdict, one.score) == (other.picture, other.verdict, other.score)
+        assert np.array_equal(one.embedding, other.embedding)
+        assert one.maps.keys() == other.maps.keys()
+        assert all(np.array_equal(one.maps[kind], other.maps[kind]) for kind in one.maps)
+
+
+def test_what_the_device_does_not_judge_has_a_score_of_its_own(parts, nut_bundle):
+    _, judged = judged_by(SeeingInspector, nut_bundle, parts)
+    gone = [one for one in judged if one.picture.defect == "gone"]
+    assert [one.verdict for one in gone] == ["EMPTY", "EMPTY"]
+    good = [one.score for one in judged if not one.picture.is_anomaly]
+    # Not that of the picture before, which was another one's.
+    assert gone[0].score != judged[judged.index(gone[0]) - 1].score
+    assert min(one.score for one in gone) > max(good)
+
+
+def test_maps_are_kept_where_a_pixel_figure_counts_them(parts, nut_bundle):
+    _, judged = judged_by(SeeingInspector, nut_bundle, parts)
+    kept = {(one.picture.defect, one.picture.path.stem) for one in judged if one.maps}
+    assert kept == {("bent", "0"), *(("good", str(index)) for index in range(4))}
+    (masked,) = [one for one in judged if one.mask is not None and one.mask.any()]
+    assert masked.mask.sum() == 60 * 80
+
+
+def test_the_figures_are_those_of_the_json(parts, nut_bundle, nut_path, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    argv = ["evaluate", "--bundle", nut_path, "--data", parts, "--json", out]
+    assert tools([str(arg) for arg in argv]) == 0
+    written = json.loads(out.read_text())
+    inspector = Inspector(nut_bundle, load_config().decision, "single", 1, heatmaps=False)
+    wanted = json.loads(json.dumps(evaluate(inspector, read_inspection_set(parts), False)))
+    for figures in (written, wanted):
+        assert figures.pop("latency_ms")["p50"] > 0
+    assert written == wanted
+    assert "image AUROC" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--json", "--report"])
+def test_what_cannot_be_written_is_said_before_the_work(parts, nut_path, tmp_path, capsys, option):
+    (tmp_path / "file").write_text("")
+    argv = ["evaluate", "--bundle", nut_path, "--data", parts, option, tmp_path / "file" / "out"]
+    assert tools([str(arg) for arg in argv]) == 2
+    said = capsys.readouterr()
+    assert "cannot be written" in said.err and said.out == ""
