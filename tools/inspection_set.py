@@ -105,7 +105,7 @@ def read_inspection_set(data_dir: Path | str) -> InspectionSet:
         )
     train_empty_dir = data_dir / "train" / "empty"
     test = [
-        TestPicture(path, folder.name, _mask_path(data_dir, folder.name, path.stem))
+        TestPicture(path, folder.name, mask_path(data_dir, folder.name, path.stem))
         for folder in sorted(test_dir.iterdir(), key=lambda f: (f.name != GOOD, f.name))
         if folder.is_dir() and not folder.name.startswith(".")
         for path in list_pictures(folder)
@@ -198,7 +198,15 @@ def read_mask(path: Path | str, shape: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def _mask_path(data_dir: Path, defect: str, stem: str) -> Path | None:
+def mask_path(data_dir: Path, defect: str, stem: str) -> Path | None:
+    """
+    The mask of a defective picture: ``ground_truth/<defect>/<stem>_mask.png`` or without ``_mask``.
+
+    Returns
+    -------
+    Path or None
+        None where neither file is there.
+    """
     folder = data_dir / "ground_truth" / defect
     for path in (folder / f"{stem}_mask.png", folder / f"{stem}.png"):
         if path.is_file():
