@@ -9,14 +9,19 @@ import sys
 from collections.abc import Sequence
 
 from edge_app.errors import EdgeAppError
+from tools.help_layout import HelpLayout
 
 COMMANDS = {
     "fit": "good images in, calibrated bundle out",
     "evaluate": "what a bundle does on labelled images, through the device's own code",
     "perturb": "how much its figures suffer when the part or the station changes",
-    "train-encoder": "fine-tune the MobileNetV2 encoder (DOC)",
+    "check-data": "formats, duplicates, leaks: may figures on this set be trusted?",
+    "train-encoder": "fine-tune the MobileNetV2 encoder (DOC or triplets)",
     "train-decoder": "train the decoder behind the heatmap",
     "convert": "Keras to TFLite, with a parity report",
+    "unpack-idx": "IDX files (Fashion-MNIST) to an inspection set of PNG files",
+    "bench-stored": "AUROC and milliseconds over the number of stored embeddings",
+    "leak-experiment": "did a model learn good from bad, or JPEG from PNG?",
     "render": "draw metal nuts: good ones, defective ones, masks, a clip",
     "runtime-parity": "the same scores under another TFLite runtime?",
     "thermal-bench": "how the device's pace holds boards it does not know at 75 °C",
@@ -30,12 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tools",
         description="The workstation: train, convert, fit and measure. Needs the extra 'tools'.",
-        epilog="python -m tools COMMAND --help tells more. DEBUG=1 shows tracebacks.",
+        epilog=(
+            "The usual way from pictures to a bundle that can be trusted:\n"
+            "  python -m tools check-data parts/bracket\n"
+            "  python -m tools fit --data parts/bracket --weights imagenet --out bundles/bracket\n"
+            "  python -m tools evaluate --bundle bundles/bracket --data parts/bracket \\\n"
+            "    --report bracket.html\n\n"
+            "python -m tools COMMAND --help tells more. DEBUG=1 shows tracebacks."
+        ),
+        formatter_class=HelpLayout,
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     commands.required = True
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary)
+        command = commands.add_parser(name, help=summary, formatter_class=HelpLayout)
         # Only the command that is asked for is imported: --help answers at once.
         if name in arguments[:1]:
             module = importlib.import_module("tools." + name.replace("-", "_"))
@@ -61,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except KeyboardInterrupt:
-        print(f"tools {args.command}: stopped by the keyboard", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        what = f"; {stop}" if str(stop) else ""
+        print(f"tools {args.command}: stopped by the keyboard{what}", file=sys.stderr)
         return 130
 
 

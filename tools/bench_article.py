@@ -75,7 +75,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"{ALPHA}, {SIZE[0]} pixels. The device's loop runs on one thread, Keras on as many as it "
         "wants."
     )
-    parser.epilog = "example: python -m tools bench-article --frames 200 --json bench.json"
+    parser.epilog = "example:\n  python -m tools bench-article --frames 200 --json bench.json"
     add = parser.add_argument
     add("--frames", type=int, default=200, metavar="N", help="frames to time (%(default)s)")
     add(

@@ -63,7 +63,6 @@ SAME_AUROC = 5e-4
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``bench-stored``."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "AUROC and milliseconds an image over the number of stored good embeddings, beside what\n"
         "raw pixels reach. The test split is read: choose nothing by this table."
@@ -111,15 +110,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=whole_from_1,
         default=5,
         metavar="K",
-        help="of lof, knn and the raw pixels' knn (default: 5)",
+        help="of lof, knn and the raw pixels' knn",
     )
     add(
         "--feature-scaling",
         choices=FEATURE_SCALINGS,
         default="minmax",
-        help="of the embeddings (default: minmax)",
+        help="of the embeddings",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of the stored subset (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="of the stored subset")
     add(
         "--size",
         type=whole_from_1,

@@ -56,7 +56,6 @@ TEST_PICTURES = 200
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``convert``."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Convert the encoder of a RUN, and its decoder if it has one, to TFLite files with a\n"
         "report of how closely they follow Keras (parity.json): the numbers of every output,\n"
@@ -84,8 +83,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_loss,
         default=MAX_AUROC_LOSS,
         metavar="X",
-        help="refuse a file whose drawn-defect AUROC is lower than Keras' by more than X, 0 to 1 "
-        f"(default: {MAX_AUROC_LOSS})",
+        help="refuse a file whose drawn-defect AUROC is lower than Keras' by more than X, 0 to 1 ",
     )
     add(
         "--rate",
@@ -93,14 +91,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=WANTED_RATE,
         metavar="R",
         help="false-reject rate that the reported thresholds are set for, above 0, below 0.5 "
-        f"(default: {WANTED_RATE}, which {FEW_IMAGES} pictures can show)",
+        f"; {FEW_IMAGES} pictures can show the default",
     )
     add(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="of the drawn defects (default: 0)",
+        help="of the drawn defects",
     )
 
 

@@ -29,8 +29,8 @@ FEWEST_GOOD = 20
 # The held-out loss is taken so many times in a training; so many checks in a row without a better
 # one end it.
 CHECKS, PATIENCE = 20, 7
-# Batches of held-out pictures behind one figure, at most.
-MOST_CHECK_BATCHES = 8
+# Batches of held-out pictures behind one figure: one of 32 reference pictures is mostly noise.
+LEAST_CHECK_BATCHES, MOST_CHECK_BATCHES = 4, 8
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,8 @@ def _check_batches(
 
     rng = np.random.default_rng([recipe.seed, 0])
     most = max(len(part) for part in held)
-    rounds = min(max(1, MOST_CHECK_BATCHES // len(held)), math.ceil(most / recipe.batch))
+    wanted = max(LEAST_CHECK_BATCHES, len(held) * math.ceil(most / recipe.batch))
+    rounds = math.ceil(min(wanted, MOST_CHECK_BATCHES) / len(held))
     batches = []
     for number in range(rounds):
         for part in held:

@@ -36,9 +36,9 @@ BARE = ColourScale(0.0, 1.0)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``evaluate``."""
-    parser.description = __doc__.strip().replace("\n\n", "\n")
+    parser.description = __doc__
     parser.epilog = (
-        "example: python -m tools evaluate --bundle models/nut --data parts/nut --json nut.json "
+        "example:\n  python -m tools evaluate --bundle models/nut --data parts/nut --json nut.json "
         "--report nut.html"
     )
     add_arguments(parser)
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_from_1,
         default=1,
         metavar="N",
-        help="of the TFLite runtime (default: 1)",
+        help="of the TFLite runtime",
     )
 
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "int8")
 SCALE, OFFSET = 1 / 127.5, -1.0
+DEFAULT_ALPHA = 0.35
 PACKAGES = ("tensorflow-cpu", "tensorflow", "keras", "ai-edge-litert", "scikit-learn")
 # How far beyond the good parts' differences full red lies.
 RED_OVER_LOW = 2.0
@@ -67,95 +68,20 @@ COMPARED = 16
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fit``."""
-    parser.description = __doc__.strip().replace("\n\n", "\n")
+    parser.description = __doc__
     parser.epilog = (
-        "example: python -m tools fit --data parts/bracket --weights imagenet --out models/bracket"
+        "examples:\n"
+        "  python -m tools fit --data parts/bracket --weights imagenet --out bundles/bracket\n"
+        "  python -m tools fit --data parts/bracket --weights runs/bracket --dtype int8 \\\n"
+        "    --preset accurate --report bracket.html --out bundles/bracket_int8"
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("good pictures").add_argument
     add("--data", metavar="DIR", type=Path, help="DIR/train/good, or a folder of good pictures")
-    add(
-        "--weights",
-        required=True,
-        metavar="W",
-        help="a MobileNetV2 weights file (.weights.h5), 'imagenet' (downloads), or a RUN",
-    )
-    add("--out", required=True, metavar="B", type=Path, help="the new bundle; must not exist")
-    add("--part", metavar="NAME", help="name of the part (default: the name of B)")
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="of the drawn defects and the decoder's training (default: 0)",
-    )
-    add(
-        "--preset",
-        choices=("fast", "balanced", "accurate"),
-        default="fast",
-        help="compute budget of the encoder: 20, 100 or 300 million multiply-adds (default: fast)",
-    )
-    add(
-        "--size",
-        type=whole_from_1,
-        metavar="PX",
-        help="input side instead of the preset's (of a square of that area)",
-    )
-    add("--embedding-layer", metavar="L", help="layer that is averaged into the embedding")
-    add("--patch-layer", metavar="L", help="layer that gives the patch map")
-    add("--alpha", type=float, metavar="A", help="of --weights imagenet (default: 0.35)")
-    add("--dtype", choices=DTYPES, default="float32", help="of the TFLite files (default: float32)")
-    add(
-        "--epochs",
-        type=whole_from_1,
-        metavar="N",
-        help="most epochs of the decoder's training (default: as many as a few hundred steps take)",
-    )
-    add("--no-decoder", action="store_true", help="no decoder, so no decoder heatmap")
-    add(
-        "--encoder-only",
-        action="store_true",
-        help="a bundle that knows no part, to enrol parts with; int8 needs --data all the same",
-    )
     add(
         "--region",
         type=region,
         metavar="L,T,R,B",
         help="region of interest: left, top, right, bottom as shares of the frame",
-    )
-    add(
-        "--rate",
-        type=rate,
-        default=0.01,
-        metavar="R",
-        help="wanted false-reject rate, above 0, below 0.5 (default: 0.01)",
-    )
-    add(
-        "--align",
-        choices=("auto", *RECIPES),
-        default="auto",
-        help="bring the part to one place (centre) and direction (pose) first; auto (default): "
-        "what makes the good pictures agree best, unless another one tells drawn defects clearly "
-        "better from held-out good pictures",
-    )
-    add(
-        "--scorer",
-        choices=("auto", "patches", *SCORERS),
-        default="auto",
-        help="auto (default): what tells drawn defects best from held-out good pictures; patches: "
-        "place by place, nothing tried; lof, knn: over the pooled embeddings",
-    )
-    add(
-        "--neighbours",
-        type=whole_from_1,
-        default=5,
-        metavar="K",
-        help="of lof and knn (default: 5)",
-    )
-    add(
-        "--feature-scaling",
-        choices=FEATURE_SCALINGS,
-        default="minmax",
-        help="of lof and knn (default: minmax)",
     )
     add(
         "--drop-outliers",
@@ -168,6 +94,90 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="good pictures kept in the bundle for enroll --add, at most (default: 16 MB of them)",
     )
+    add = parser.add_argument_group("encoder").add_argument
+    add(
+        "--weights",
+        required=True,
+        metavar="W",
+        help="a MobileNetV2 weights file (.weights.h5), 'imagenet' (downloads), or a RUN",
+    )
+    add(
+        "--preset",
+        choices=("fast", "balanced", "accurate"),
+        default="fast",
+        help="compute budget of the encoder: 20, 100 or 300 million multiply-adds",
+    )
+    add(
+        "--size",
+        type=whole_from_1,
+        metavar="PX",
+        help="input side instead of the preset's (of a square of that area)",
+    )
+    add("--embedding-layer", metavar="L", help="layer that is averaged into the embedding")
+    add("--patch-layer", metavar="L", help="layer that gives the patch map")
+    add(
+        "--alpha", type=float, metavar="A", help=f"of --weights imagenet (default: {DEFAULT_ALPHA})"
+    )
+    add("--dtype", choices=DTYPES, default="float32", help="of the TFLite files")
+    add(
+        "--encoder-only",
+        action="store_true",
+        help="a bundle that knows no part, to enrol parts with; int8 needs --data all the same",
+    )
+    add = parser.add_argument_group("alignment, scorer, threshold").add_argument
+    add(
+        "--align",
+        choices=("auto", *RECIPES),
+        default="auto",
+        help="bring the part to one place (centre) and direction (pose) first; auto (default): "
+        "what makes the good pictures agree best, unless another one tells drawn defects clearly "
+        "better from held-out good pictures",
+    )
+    add(
+        "--scorer",
+        choices=("auto", "patches", *SCORERS),
+        default="auto",
+        help="auto: what tells drawn defects best from held-out good pictures; patches: "
+        "place by place, nothing tried; lof, knn: over the pooled embeddings",
+    )
+    add(
+        "--neighbours",
+        type=whole_from_1,
+        default=5,
+        metavar="K",
+        help="of lof and knn",
+    )
+    add(
+        "--feature-scaling",
+        choices=FEATURE_SCALINGS,
+        default="minmax",
+        help="of lof and knn",
+    )
+    add(
+        "--rate",
+        type=rate,
+        default=0.01,
+        metavar="R",
+        help="wanted false-reject rate, above 0, below 0.5",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the drawn defects and the decoder's training",
+    )
+    add = parser.add_argument_group("decoder heatmap").add_argument
+    add(
+        "--epochs",
+        type=whole_from_1,
+        metavar="N",
+        help="most epochs of the decoder's training (default: as many as a few hundred steps take)",
+    )
+    add("--no-decoder", action="store_true", help="no decoder, so no decoder heatmap")
+    add = parser.add_argument_group("what is written").add_argument
+    add("--out", required=True, metavar="B", type=Path, help="the new bundle; must not exist")
+    add("--part", metavar="NAME", help="name of the part (default: the name of B)")
     add("--report", metavar="FILE", help="write a page with what was tried and what looks odd")
     add("--licence", metavar="TEXT", help="licence of weights and pictures, kept in the manifest")
     add(
@@ -198,9 +208,12 @@ def run(args: argparse.Namespace) -> int:
             refuse_too_few(len(paths), settings)
     if args.alpha is not None and args.weights != "imagenet":
         raise InputError("--alpha goes with --weights imagenet only: other weights know their own")
+    from tools.check_data import warn
     from tools.convert import convert_checked, smooth_noise
     from tools.network import map_layers_of, map_shapes_of
 
+    if args.data is not None:
+        warn(args.data)
     empty = tuple(_frames(_empty_paths(args)))
     alignment, reason, choice = Alignment("none"), None, None
     if paths and not args.encoder_only:
@@ -449,7 +462,7 @@ def _network(args: argparse.Namespace, aspect: float) -> tuple[keras.Model, dict
             steps.append(record.get("decoder", {}).get("command_line"))
         before = [shlex.join(["python", "-m", "tools", *step]) for step in steps if step]
         return network, _origin(record["weights"], record, before)
-    alpha = args.alpha or 0.35 if weights == "imagenet" else read_alpha(weights)
+    alpha = args.alpha or DEFAULT_ALPHA if weights == "imagenet" else read_alpha(weights)
     size, embedding_layer, patch_layer = choose_input(alpha, args.preset, aspect)
     if args.size:
         size = shaped(args.size**2, aspect)

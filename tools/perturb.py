@@ -70,9 +70,10 @@ Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``perturb``."""
-    parser.description = __doc__.strip().replace("\n\n", "\n")
+    parser.description = __doc__
     parser.epilog = (
-        "example: python -m tools perturb --bundle models/nut --data parts/nut --json perturb.json"
+        "example:\n"
+        "  python -m tools perturb --bundle models/nut --data parts/nut --json perturb.json"
     )
     add_arguments(parser)
     parser.add_argument(
@@ -80,7 +81,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=whole_from_0,
         default=0,
         metavar="N",
-        help="of angles, shifts and the choice of pictures (default: 0)",
+        help="of angles, shifts and the choice of pictures",
     )
     parser.add_argument(
         "--pictures",

@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Draw metal nuts at an inspection station: good ones, seven kinds of defect with masks, the"
         " empty station, and a clip of nuts passing by with its truth. Layout of MVTec AD."
     )
-    parser.epilog = "example: python -m tools render --out data/nuts --seed 0"
+    parser.epilog = "example:\n  python -m tools render --out data/nuts --seed 0"
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="new or empty folder to write")
     add(

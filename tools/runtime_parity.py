@@ -32,9 +32,9 @@ _VERSIONS = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``runtime-parity``."""
-    parser.description = __doc__.strip().replace("\n\n", "\n")
+    parser.description = __doc__
     parser.epilog = (
-        "example: python -m tools runtime-parity --bundle models/nut "
+        "example:\n  python -m tools runtime-parity --bundle models/nut "
         "--source models/sample/clip.mp4 --python .venv-tflite/bin/python"
     )
     parser.add_argument(

@@ -51,7 +51,6 @@ class _Features(NamedTuple):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``train-decoder``."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Train a decoder for the heatmap on the good pictures of one part, with the RUN's frozen\n"
         "encoder; write decoder.keras into the RUN. No defects are needed."
@@ -80,7 +79,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--kind",
         choices=("mobile", "standard"),
         default="mobile",
-        help="ours, from the patches, or the articles', from the embedding (default: mobile)",
+        help="ours, from the patches, or the articles', from the embedding",
     )
     add(
         "--epochs",
@@ -88,7 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most passes over the features (default: as many as a few hundred steps take)",
     )
-    add("--seed", type=int, default=0, metavar="N", help="seed of all chance (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of all chance")
     add(
         "--resume",
         action="store_true",

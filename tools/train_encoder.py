@@ -56,7 +56,6 @@ SAME = 0.02
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``train-encoder``."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Fine-tune the MobileNetV2 encoder on good parts (--data) and a labelled reference set\n"
         "of other things (--reference-data); write a RUN folder for fit, train-decoder, convert.\n"
@@ -95,7 +94,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--loss",
         choices=LOSSES,
         default="doc",
-        help="doc: compactness and descriptiveness; triplet: FaceNet's (default: doc)",
+        help="doc: compactness and descriptiveness; triplet: FaceNet's",
     )
     add(
         "--weights",
@@ -130,59 +129,58 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--freeze-to",
         default="none",
         metavar="BLOCK",
-        help="train nothing up to the end of this block, such as block_6 (default: none)",
+        help="train nothing up to the end of this block, such as block_6",
     )
     add(
         "--compactness-weight",
         type=float,
         default=0.1,
         metavar="X",
-        help="doc: the paper's lambda, loss = descriptiveness + X * compactness (default: 0.1)",
+        help="doc: the paper's lambda, loss = descriptiveness + X * compactness",
     )
     add(
         "--margin",
         type=float,
         default=0.2,
         metavar="X",
-        help="triplet: in squared distance of embeddings of length 1, 0 to 4 (default: 0.2)",
+        help="triplet: in squared distance of embeddings of length 1, 0 to 4",
     )
     add(
         "--mining",
         choices=MININGS,
         default=MININGS[0],
-        help="triplet: which triplets of a batch count (default: semi-hard)",
+        help="triplet: which triplets of a batch count",
     )
-    add("--steps", type=int, default=500, metavar="N", help="training steps (default: 500)")
+    add("--steps", type=int, default=500, metavar="N", help="training steps")
     add(
         "--patience",
         type=int,
         default=PATIENCE,
         metavar="N",
-        help=f"end after N of the {CHECKS} checks in a row without a lower held-out loss; "
-        f"0: never (default: {PATIENCE})",
+        help=f"end after N of the {CHECKS} checks in a row without a lower held-out loss; 0: never",
     )
     add(
         "--batch",
         type=int,
         default=32,
         metavar="N",
-        help="good parts a step, and as many reference pictures (default: 32)",
+        help="good parts a step, and as many reference pictures",
     )
     add(
         "--learning-rate",
         type=float,
         default=1e-4,
         metavar="X",
-        help="Adam's at the start, falling to 0 along a cosine (default: 1e-4)",
+        help="Adam's at the start, falling to 0 along a cosine",
     )
     add(
         "--rotation",
         type=float,
         default=5.0,
         metavar="DEG",
-        help="largest turn of training pictures; 180 for parts at any angle (default: 5)",
+        help="largest turn of training pictures; 180 for parts at any angle",
     )
-    add("--seed", type=int, default=0, metavar="N", help="seed of all chance (default: 0)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of all chance")
 
 
 def run(args: argparse.Namespace) -> int:

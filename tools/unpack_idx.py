@@ -27,7 +27,6 @@ TEST_LABELS = "t10k-labels-idx1-ubyte.gz"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``unpack-idx``."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Make an inspection set (train/good, test/good, test/<class>; grey PNG files of the\n"
         "pictures' own size) out of IDX files as Fashion-MNIST comes in. FOLDER appears whole or\n"
