@@ -264,6 +264,23 @@ def test_n_without_a_part_says_why_not(bench, still_frames, kind):
     assert why == expected
 
 
+@pytest.mark.parametrize(
+    "spoil, why",
+    [
+        (lambda frame: cv2.convertScaleAbs(frame, alpha=0.3), "quality: too dark ("),
+        (lambda frame: cv2.GaussianBlur(frame, (0, 0), 3), "quality: blurred ("),
+    ],
+)
+def test_n_does_not_learn_what_the_device_would_refuse(bench, still_frames, spoil, why):
+    before = bench.session._knowledge
+    bench.show(spoil(still_frames["good"][0]))
+    bench.press("n")
+    effect = bench.events("learnt")[-1]["effect"]
+    assert effect.startswith(f"not learnt: {why}") and "press l to learn anew" in effect
+    assert effect.count("(") == effect.count(")") == 1
+    assert bench.shown.alarm and bench.session._knowledge.bundle is before.bundle
+
+
 def test_u_after_the_session_takes_out_what_the_bundle_learnt_last(bench, still_frames):
     ids = [picture.image_id for picture in pictures_of(bench.session._knowledge)]
     # That 200 pictures become 23 is said before it is done.

@@ -23,6 +23,7 @@ import pytest
 
 from edge_app.bundle import load_bundle
 from edge_app.live.display import gui_of
+from edge_app.live.view import BRIGHT_GREEN, GROUND, layout
 
 ROOT = Path(__file__).resolve().parent.parent
 # Nothing here takes so long on any machine; a step that does has failed.
@@ -418,6 +419,66 @@ def test_every_key_has_its_effect(desk, nut_path, tmp_path):
     assert here.ended() == 0
     assert here.process.stderr.read() == LOST
     assert sha256
+
+
+@pytest.mark.slow
+def test_h_d_a_and_f_are_seen_on_the_screen(desk, nut_path):
+    size, screen = (800, 480), (1280, 720)
+    here = desk("synthetic", "--bundle", nut_path, size=size, screen=screen)
+    where = layout(size, (240, 320))
+
+    def cut(box) -> np.ndarray:
+        return here.screen()[box.y : box.bottom, box.x : box.right].astype(int)
+
+    def painted(verdict: tuple[int, int, int], least: float, most: float) -> bool:
+        """Whether a picture of this verdict has so much paint; the sample is nearly grey."""
+        shot = here.screen().astype(int)
+        band, picture = (
+            shot[box.y : box.bottom, box.x : box.right] for box in (where.verdict, where.picture)
+        )
+        if (np.abs(band - verdict).max(axis=2) <= 2).mean() < 0.5:
+            return False
+        return least <= (np.ptp(picture, axis=2) > 60).mean() <= most
+
+    def await_paint(verdict: tuple[int, int, int], least: float, most: float, what: str) -> None:
+        _wait_for(lambda: painted(verdict, least, most), what)
+
+    # Of the sample's parts at rest the patches paint 2 % and more where NG and nothing where OK,
+    # the decoder at least 0.08 % where OK.
+    await_paint(RED, 0.01, 1, "paint on NG")
+    await_paint(GREEN, 0, 0.0003, "OK without paint")
+    here.press("h", "heatmap")
+    here.press("d", "heatmap_kind")
+    await_paint(GREEN, 0.0006, 1, "the decoder's paint on OK")
+    here.press("d", "heatmap_kind")
+    await_paint(GREEN, 0, 0.0003, "the patches' paint on OK, which is none")
+    await_paint(RED, 0.01, 1, "the patches' paint on NG")
+    here.press("h", "heatmap")
+    await_paint(RED, 0, 0.0003, "NG without paint")
+    here.press("h", "heatmap")
+    await_paint(RED, 0.01, 1, "paint on NG again")
+
+    def bar() -> float:
+        """Share of the picture's place that the bar for sharpness covers."""
+        return (np.abs(cut(where.area) - BRIGHT_GREEN).max(axis=2) <= 2).mean()
+
+    assert bar() < 0.001
+    here.press("a", "aim")
+    _wait_for(lambda: bar() > 0.005, "the aiming aid's bars")
+    here.press("a", "aim")
+    _wait_for(lambda: bar() < 0.001, "the bars to go")
+
+    def fills() -> bool:
+        """Whether the status line reaches the last corner of the screen."""
+        corner = here.screen()[-3:, -3:].astype(int)
+        return bool((np.abs(corner - GROUND) <= 2).all())
+
+    assert here.size() == size and not fills()
+    assert here.press("f", "full_screen") == "full screen on"
+    _wait_for(lambda: here.size() == screen and fills(), "the full screen")
+    assert here.press("f", "full_screen") == "full screen off"
+    _wait_for(lambda: here.size() == size, "the window")
+    here.press("q", "quit")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from edge_app.quality import (
     Limits,
     Measures,
     Memory,
+    _exposure,
     as_section,
     check,
     learn_limits,
@@ -108,6 +109,48 @@ def test_a_plain_view_is_not_called_blurred(limits, still_frames):
     assert reason_of(noisy(plain, 3), limits) is None
 
 
+@pytest.mark.parametrize("kind", ["good", "bad"])
+@pytest.mark.parametrize("sigma", [12, 16, 20, 30])
+def test_a_part_of_which_no_outline_is_left_is_blurred(kind, sigma, limits, still_frames):
+    for frame in still_frames[kind][::12]:
+        spoilt = cv2.GaussianBlur(frame, (0, 0), sigma)
+        assert (reason_of(spoilt, limits) or "").startswith("quality: blurred (")
+    # So far out of focus that its contrast is no longer judged: the empty station has more.
+    gone = cv2.GaussianBlur(still_frames[kind][0], (0, 0), 20)
+    assert measure(gone).contrast < min(measure(f).contrast for f in still_frames["empty"])
+    assert reason_of(gone, limits).startswith("quality: blurred (no outline left: sharpness 0.09")
+
+
+@pytest.mark.parametrize("colour", [0, 1, 2])
+def test_a_station_lit_in_one_colour_is_not_dark(colour, still_frames):
+    """The grey of deep red light is black nearly."""
+    lit = np.zeros_like(still_frames["good"][0]), np.zeros_like(still_frames["good"][1])
+    for picture, frame in zip(lit, still_frames["good"][:2], strict=True):
+        picture[..., colour] = frame[..., colour]
+    assert not sees_nothing(lit[0])
+    limits = learn_limits([measure(lit[0])] * 20)
+    assert reason_of(lit[1], limits) is None
+    assert reason_of(cv2.convertScaleAbs(lit[1], alpha=0.3), limits).startswith("quality: too dark")
+    assert reason_of(cv2.convertScaleAbs(lit[1], alpha=4), limits).startswith("quality: overexpos")
+
+
+def test_the_quick_look_at_the_light_finds_what_the_measures_find(still_frames):
+    """`check` measures the light only of what a count of four ranges does not clear."""
+    frames = [still_frames[kind][0] for kind in ("good", "bad", "empty")]
+    told = set()
+    for learnt in (0.5, 1.0, 1.7):
+        good = [cv2.convertScaleAbs(f, alpha=learnt) for f in still_frames["good"][::10]]
+        limits = learn_limits([measure(f) for f in good])
+        for gain in np.geomspace(0.1, 8, 60):
+            for frame in frames:
+                lit = cv2.convertScaleAbs(frame, alpha=gain)
+                wanted = _exposure(measure(lit), limits, 1.0)
+                got = reason_of(lit, limits)
+                assert got == wanted or (wanted is None and got.startswith("quality: blurred"))
+                told.add((wanted or "none").partition("(")[0])
+    assert told == {"none", "quality: too dark ", "quality: overexposed "}
+
+
 @pytest.mark.parametrize("alpha, beta", [(0.7, 0), (1.3, 0), (0.6, 40)])
 def test_light_and_contrast_do_not_change_sharpness(alpha, beta, still_frames):
     frame = still_frames["good"][0]
@@ -162,16 +205,16 @@ def test_measures_any_view_that_may_be_judged(shape):
     texture = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
     measures = measure(texture)
     assert all(np.isfinite(list(vars(measures).values())))
-    assert 60 < measures.brightness < 200
+    assert measures.shadows < 80 and measures.highlights > 175
 
 
 def test_measures_of_known_pictures():
     stripes = np.zeros((240, 320, 3), np.uint8)
     stripes[:, 160:] = 255
     measures = measure(stripes)
-    assert measures.dark_share == measures.clipped_share == 0.5
+    assert measures.dark_share == pytest.approx(0.5, abs=0.005)
+    assert measures.clipped_share == 1 - measures.dark_share
     assert (measures.shadows, measures.highlights) == (0, 255)
-    assert measures.brightness == pytest.approx(127.5)
     # One edge in 320 columns: S(d) = 255^2 d / (320 - d) in each row, nothing across the rows.
     mean = [255**2 * d / (320 - d) for d in (1, 2, 20)]
     assert measures.contrast == pytest.approx(((mean[2] - mean[0]) / 2) ** 0.5)
@@ -179,7 +222,7 @@ def test_measures_of_known_pictures():
 
 
 def some(highlights=150.0, shadows=60.0, sharpness=0.25, dark=0.0, clipped=0.0):
-    return Measures((shadows + highlights) / 2, shadows, highlights, clipped, dark, sharpness, 20.0)
+    return Measures(shadows, highlights, clipped, dark, sharpness, 20.0)
 
 
 def test_limits_widen_with_the_good_pictures_and_narrow_with_their_number(still_frames):

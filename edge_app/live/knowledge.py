@@ -18,7 +18,7 @@ from edge_app.bundle import Bundle, made_now, write_bundle
 from edge_app.config import EnrollConfig
 from edge_app.encoder import Encoder
 from edge_app.enrol import (
-    ALIGN_PICTURES,
+    DEVICE_ALIGN_PICTURES,
     LEAST_IMAGES,
     Encodings,
     Gathered,
@@ -38,6 +38,7 @@ from edge_app.learnt_pictures import FALSE_ALARM, GOOD, LearntPicture, unpack
 from edge_app.manifest import canonical_sha256
 from edge_app.preprocess import Preprocessing
 from edge_app.presence import EmptyView, empty_view_of
+from edge_app.quality import read_limits
 from edge_app.records import Frame
 
 Region = tuple[float, float, float, float] | None
@@ -172,7 +173,7 @@ class Teacher:
         shapes = self._encoder.map_shapes
         patches = default_settings(shapes, usable_maps(shapes), self._most_bytes(bundle))
         progress("finding the part", 0, len(frames))
-        step = max(1, -(-len(frames) // ALIGN_PICTURES))
+        step = max(1, -(-len(frames) // DEVICE_ALIGN_PICTURES))
         alignment = choose_alignment(frames[::step], region, None, empty_frames).alignment
         empty_view = None
         if alignment.recipe == "none" and not empty_frames and region == bundle.region:
@@ -199,6 +200,9 @@ class Teacher:
         """
         Learn one more good frame; `alarm`, if it had been called NG.
 
+        One that the device would refuse, being too dark or blurred beside those learnt, is not
+        learnt, as in ``enroll --add``.
+
         Raises
         ------
         InputError
@@ -208,6 +212,7 @@ class Teacher:
         known = pictures_of(knowledge)
         alignment = read_alignment(bundle.manifest["alignment"], bundle.reference)
         kind = FALSE_ALARM if alarm else GOOD
+        before = bundle.manifest["quality"]
         try:
             gathered = gather(
                 [frame],
@@ -217,10 +222,13 @@ class Teacher:
                 empty_view_of(bundle),
                 known,
                 kind,
+                read_limits(before),
             )
         except InputError as error:
-            raise InputError(_why(str(error))) from None
-        before = bundle.manifest["quality"]
+            why = _why(str(error))
+            if why.startswith("quality:"):
+                why += ": mend light or focus, or press l to learn anew in this light"
+            raise InputError(why) from None
         # A reference from before there were limits has none: one picture cannot give them.
         measured = None if before is None else gathered
         pictures = [*known, *gathered.pictures]
@@ -326,7 +334,7 @@ class _Lesson:
 def _why(sentence: str) -> str:
     """From `gather`'s sentence on a single frame, the part that says why."""
     _, mark, rest = sentence.partition("(first: ")
-    return rest.rstrip(")").partition(": ")[2] if mark else sentence
+    return rest.removesuffix(")").partition(": ")[2] if mark else sentence
 
 
 def with_threshold(bundle: Bundle, value: float) -> Bundle:
