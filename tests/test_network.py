@@ -312,3 +312,20 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
 def test_an_existing_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="exists already"), new_folder(tmp_path):
         pass
+
+
+def test_what_a_killed_process_had_begun_is_cleared_away(tmp_path):
+    import os
+    import subprocess
+    import sys
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead = tmp_path / f".run.partial-{ended.pid}"
+    other = tmp_path / f".run2.partial-{ended.pid}"
+    alive = tmp_path / f".run.partial-{os.getppid()}"
+    for folder in (dead, other, alive):
+        folder.mkdir()
+    with new_folder(tmp_path / "run"):
+        assert not dead.exists()
+    assert other.is_dir() and alive.is_dir()

@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_app.errors import InputError
 from tools.reference_set import Reference
+from tools.self_made import WithSelfMade
 from tools.training import Trained, learning_rate, train
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Recipe:
         never ends it early.
     recompress : bool
         Whether every training picture goes through JPEG at a random quality; see `tools.augment`.
+    self_made : tuple of str
+        Kinds of reference classes made from the good parts, of `tools.self_made.KINDS`.
     seed : int
         Of batches and augmentation. The start of new layers follows Keras' own seed.
     """
@@ -70,6 +73,7 @@ class Recipe:
     rotation_deg: float = 5.0
     patience: int = PATIENCE
     recompress: bool = True
+    self_made: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -111,7 +115,13 @@ def train_encoder(
     """
     size = tuple(encoder.input_shape[1:3])
     shown, unseen = reference.split(HELD_OUT_SHARE, recipe.seed)
-    model, as_batch, names = _method(encoder, len(reference.class_names), recipe)
+    if recipe.self_made:
+        # The softmax of DOC must know the good parts to tell the near misses from them; among
+        # triplets they are a class already.
+        kinds = recipe.self_made if recipe.loss == "triplet" else ("good", *recipe.self_made)
+        shown = WithSelfMade(shown, good, kinds)
+        unseen = WithSelfMade(unseen, held, kinds)
+    model, as_batch, names = _method(encoder, len(shown.class_names), recipe)
     checks = _check_batches(held, unseen, recipe, size)
 
     def batch_at(step: int) -> tuple[Any, Any]:
@@ -138,7 +148,7 @@ def train_encoder(
             model,
             batch_at,
             recipe.steps,
-            title=f"train-encoder ({recipe.loss})",
+            title=f"training by {recipe.loss}",
             validate=validate,
             check_every=max(1, recipe.steps // CHECKS),
             patience=recipe.patience or None,
@@ -196,7 +206,7 @@ def _changed(
 
 def _check_batches(
     held: Sequence[Sequence[np.ndarray]],
-    unseen: Reference,
+    unseen: Reference | WithSelfMade,
     recipe: Recipe,
     size: tuple[int, int],
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -14,6 +14,7 @@ Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv 
 from __future__ import annotations
 
 import difflib
+import glob
 import json
 import math
 import os
@@ -459,6 +460,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists():
         raise InputError(f"{path}: exists already, wanted the name of a new folder")
+    _clear_dead(path)
     partial = path.parent / f".{path.name}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
@@ -473,6 +475,24 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _clear_dead(path: Path) -> None:
+    """Remove what processes that were killed had begun to write."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        number = partial.name.rpartition("-")[2]
+        if number.isdigit() and not _is_running(int(number)):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def load_run(run_dir: str | Path) -> tuple[keras.Model, dict]:

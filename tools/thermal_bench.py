@@ -309,9 +309,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``thermal-bench``."""
     parser.description = __doc__
     parser.epilog = "example:\n  python -m tools thermal-bench --plot docs/thermal.png"
-    parser.add_argument(
-        "--seed", type=whole_from_0, default=0, metavar="N", help="of the noise"
-    )
+    parser.add_argument("--seed", type=whole_from_0, default=0, metavar="N", help="of the noise")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the six boards")
 
 
