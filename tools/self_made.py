@@ -23,12 +23,14 @@ from tools.drawn_defects import draw_defect
 from tools.reference_set import Reference
 
 KINDS = ("drawn", "turned")
+DRAWN_KINDS = ("cut_paste", "scratch", "spots", "noise", "shade", "erase")
+"""Kinds of drawn defects that are trained on; the others are left to measure by."""
 
 _Make = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 _MAKERS: dict[str, dict[str, _Make]] = {
     "good": {"good": lambda picture, _: picture},
-    "drawn": {"drawn": lambda picture, rng: draw_defect(picture, rng)[0]},
+    "drawn": {"drawn": lambda picture, rng: draw_defect(picture, rng, DRAWN_KINDS)[0]},
     "turned": {
         "mirrored": lambda picture, _: picture[:, ::-1],
         "upside down": lambda picture, _: picture[::-1],

