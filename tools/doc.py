@@ -89,6 +89,7 @@ def compile_doc(model: keras.Model, compactness_weight: float, learning_rate: An
     import keras
 
     from tools.losses import compactness
+    from tools.training import jit_compile
 
     model.compile(
         optimizer=keras.optimizers.Adam(learning_rate),
@@ -98,8 +99,7 @@ def compile_doc(model: keras.Model, compactness_weight: float, learning_rate: An
         },
         loss_weights={"compactness": compactness_weight, "descriptiveness": 1.0},
         metrics={"descriptiveness": ["accuracy"]},
-        # Compiling for a few hundred steps on a CPU takes longer than it saves.
-        jit_compile=False,
+        jit_compile=jit_compile(),
     )
 
 

@@ -206,7 +206,7 @@ def train_classifier(
         raise InputError(f"{title}: no picture to train on")
     import keras
 
-    from tools.training import learning_rate, train
+    from tools.training import jit_compile, learning_rate, train
 
     keras.utils.set_random_seed(seed)
     model = rotation_classifier(size_px)
@@ -214,8 +214,7 @@ def train_classifier(
         optimizer=keras.optimizers.Adam(learning_rate(settings.learning_rate, settings.steps)),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
-        # Compiling for a few hundred steps on a CPU takes longer than it saves.
-        jit_compile=False,
+        jit_compile=jit_compile(),
     )
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:

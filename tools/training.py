@@ -88,6 +88,18 @@ def learning_rate(peak: float, steps: int, warmup_steps: int = 0) -> Any:
     )
 
 
+def jit_compile() -> bool:
+    """
+    Whether ``compile`` should ask for a just-in-time compiler on this backend of Keras.
+
+    TensorFlow and torch spend more on compiling a few hundred steps on a CPU than they save; JAX
+    without it runs a step operation by operation, a hundred times slower.
+    """
+    import keras
+
+    return keras.backend.backend() == "jax"
+
+
 def state_folder(target: Path, resume: bool) -> Path:
     """
     Where the checkpoint of a training is kept until its result is there: ``TARGET.unfinished``.

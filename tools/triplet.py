@@ -66,12 +66,12 @@ def compile_triplet(model: keras.Model, margin: float, mining: str, learning_rat
     import keras
 
     from tools.losses import triplet
+    from tools.training import jit_compile
 
     model.compile(
         optimizer=keras.optimizers.Adam(learning_rate),
         loss=lambda labels, embeddings: triplet(labels, embeddings, margin, mining),
-        # Compiling for a few hundred steps on a CPU takes longer than it saves.
-        jit_compile=False,
+        jit_compile=jit_compile(),
     )
 
 
