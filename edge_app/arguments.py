@@ -18,6 +18,14 @@ def whole_from_1(text: str) -> int:
     return _whole(text, 1)
 
 
+def seed(text: str) -> int:
+    """A seed: a whole number from 0 to 4294967295, what every source of chance takes."""
+    value = _whole(text, 0)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted at most {2**32 - 1}")
+    return value
+
+
 def _whole(text: str, least: int) -> int:
     try:
         value = int(text)

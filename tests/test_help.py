@@ -57,3 +57,28 @@ def test_paragraphs_are_filled_and_examples_kept():
     assert "One two.\n\nThree:\n  kept as it is   here\n" in text
     assert "a number (default: 0)" in text and "more (default: 1 2)" in text
     assert text.count("default") == 3
+
+
+@pytest.mark.parametrize("wrong", ["-1", "4294967296", "x"])
+def test_a_seed_out_of_range_is_a_usage_error(wrong, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["thermal-bench", "--seed", wrong])
+    assert ended.value.code == 2
+    assert "--seed" in capsys.readouterr().err
+
+
+def test_an_unknown_backend_is_one_sentence(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("KERAS_BACKEND", "nonsense")
+    assert main(["check-data", str(tmp_path)]) == 2
+    assert "KERAS_BACKEND=nonsense: wanted tensorflow, jax, torch" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence(capsys, tmp_path, monkeypatch):
+    import tools.check_data
+
+    def full(args):
+        raise OSError(28, "No space left on device", "out.json")
+
+    monkeypatch.setattr(tools.check_data, "run", full)
+    assert main(["check-data", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == ("tools check-data: out.json: No space left on device\n")

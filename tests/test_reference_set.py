@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_app.errors import InputError
-from tools.reference_set import read_reference_set, read_reference_sets
+from tools.reference_set import Joined, Reference, read_reference_set, read_reference_sets
 
 
 def write_pictures(folder, colours_rgb):
@@ -129,4 +129,39 @@ def test_idx_pictures_without_labels_are_refused(tmp_path):
 def test_idx_with_another_number_of_labels_is_refused(tmp_path):
     folder = write_fashion(tmp_path / "f", np.zeros((2, 28, 28), np.uint8), np.zeros(3, np.uint8))
     with pytest.raises(InputError, match="2 pictures and 3 labels"):
+        read_reference_set(folder)
+
+
+def test_joined_pictures_all_have_one_size(tmp_path):
+    small = [np.full((4, 4, 3), value, np.uint8) for value in (1, 2)]
+    large = [np.full((16, 16, 3), value, np.uint8) for value in (3, 4, 5)]
+    joined = Joined([small, large], (8, 8))
+    assert [(one.shape, int(one[0, 0, 0])) for one in joined] == [
+        ((8, 8, 3), value) for value in (1, 2, 3, 4, 5)
+    ]
+    with pytest.raises(IndexError):
+        joined[5]
+
+
+def test_a_checksum_tells_other_pictures_and_other_labels():
+    pictures = [np.full((2, 2, 3), value, np.uint8) for value in range(4)]
+    labels = np.array([0, 0, 1, 1])
+    one = Reference(pictures, labels, ["a", "b"]).sha256()
+    assert Reference(pictures, labels, ["a", "b"]).sha256() == one
+    assert Reference(pictures, labels[::-1].copy(), ["a", "b"]).sha256() != one
+    assert Reference(pictures[::-1], labels, ["a", "b"]).sha256() != one
+
+
+@pytest.mark.parametrize("place", range(10, 60, 7))
+def test_a_damaged_gzip_is_one_sentence(tmp_path, place):
+    folder = write_fashion(
+        tmp_path / "fashion",
+        np.random.default_rng(0).integers(0, 255, (3, 28, 28), np.uint8),
+        np.array([0, 1, 1], np.uint8),
+    )
+    path = folder / "train-images-idx3-ubyte.gz"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="not a whole gzip|IDX|header"):
         read_reference_set(folder)

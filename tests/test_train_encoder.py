@@ -191,6 +191,14 @@ def test_freezing_an_unknown_block_or_everything(world, stop):
         encoder_training.freeze(encoder, stop)
 
 
+def test_freezing_all_that_the_embedding_needs_is_refused():
+    encoder = build_encoder(
+        None, (32, 32), "block_3_expand_relu", "block_13_expand_relu", alpha=0.35, map_layers=()
+    )
+    with pytest.raises(InputError, match="nothing to train before the embedding"):
+        encoder_training.freeze(encoder, "block_6")
+
+
 def test_freezing_stops_at_the_end_of_the_block():
     encoder = build_encoder(
         None, (32, 32), "block_3_expand_relu", "block_1_expand_relu", alpha=0.35
@@ -200,17 +208,36 @@ def test_freezing_stops_at_the_end_of_the_block():
     assert encoder.get_layer("block_2_expand").trainable
 
 
-def test_split_is_seeded_disjoint_and_a_tenth(tmp_path):
-    paths = [tmp_path / f"{index}.png" for index in range(50)]
-    train, held = encoder_training.split_good(paths, 3, tmp_path)
-    assert len(held) == 5 and sorted(train + held) == sorted(paths)
-    assert encoder_training.split_good(paths, 3, tmp_path)[1] == held
-    assert encoder_training.split_good(paths, 4, tmp_path)[1] != held
+def test_split_is_seeded_disjoint_and_a_tenth():
+    alone = np.arange(50)
+    train, held = encoder_training.split_good(alone, 3, "set")
+    assert len(held) == 5 and sorted(train + held) == list(range(50))
+    assert encoder_training.split_good(alone, 3, "set")[1] == held
+    assert encoder_training.split_good(alone, 4, "set")[1] != held
 
 
-def test_too_few_good_pictures(tmp_path):
+def test_near_duplicates_are_held_out_together():
+    # Six exposures of each of 20 parts, then two heaps of which neither may go as a whole.
+    groups = np.repeat(np.arange(20), 6)
+    for seed in range(5):
+        train, held = encoder_training.split_good(groups, seed, "set")
+        assert not set(groups[train]) & set(groups[held])
+        assert 12 <= len(held) <= 24
+    train, held = encoder_training.split_good(np.repeat([0, 1], 10), 0, "set")
+    assert len(held) == 2 and len(train) == 18
+
+
+def test_groups_are_found_in_the_pictures():
+    rng = np.random.default_rng(0)
+    parts = rng.integers(0, 255, (12, 24, 24, 3), np.uint8)
+    twins = [np.clip(part * 0.9, 0, 255).astype(np.uint8) for part in parts[:3]]
+    groups = encoder_training.groups_of([*parts, *twins])
+    assert groups[:3].tolist() == groups[12:].tolist() and len(set(groups)) == 12
+
+
+def test_too_few_good_pictures():
     with pytest.raises(InputError, match="has 19 good pictures, wanted 20"):
-        encoder_training.split_good([tmp_path / "x"] * 19, 0, tmp_path)
+        encoder_training.split_good(np.arange(19), 0, "set")
 
 
 def test_a_killed_training_resumes_to_the_same_encoder(world, run_dir, monkeypatch):
@@ -263,18 +290,52 @@ def test_leaving_out_classes_that_are_not_there_or_too_many(world, classes, word
     assert not list(world.glob("*never*"))
 
 
-def test_a_run_that_cannot_be_written_keeps_its_training(world, capsys):
+def test_a_run_that_cannot_be_written_keeps_its_training(world, run_dir, monkeypatch):
     resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX")
     out = world / "full"
+
+    def killed(model, path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save", killed)
+        with pytest.raises(KeyboardInterrupt, match="full.unfinished .* add --resume"):
+            train_encoder.run(arguments(world, out))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Too small for the checkpoint of this network: the kernel refuses as a full disk does.
+    # The training is finished, its checkpoint there: the kernel refuses the RUN like a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(EdgeAppError, match="full.unfinished.*cannot be written"):
-            train_encoder.run(arguments(world, out))
+        with pytest.raises(EdgeAppError, match="full: cannot be written .* add --resume"):
+            train_encoder.run(arguments(world, out, "--resume"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not out.exists()
+    assert train_encoder.run(arguments(world, out, "--resume")) == 0
+    wanted, got = load_run(run_dir)[0], load_run(out)[0]
+    assert all(map(np.array_equal, wanted.get_weights(), got.get_weights()))
+
+
+def test_other_pictures_under_the_same_names_are_not_gone_on_with(world, monkeypatch):
+    import shutil
+
+    out, nuts = world / "other", world / "nut" / "train" / "good"
+    first = sorted(nuts.iterdir())[0]
+    kept = first.read_bytes()
+
+    def killed(model, path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_encoder.run(arguments(world, out))
+    try:
+        cv2.imwrite(str(first), 255 - cv2.imread(str(first)))
+        with pytest.raises(InputError, match="had pictures_sha256"):
+            train_encoder.run(arguments(world, out, "--resume"))
+    finally:
+        first.write_bytes(kept)
+        shutil.rmtree(world / "other.unfinished")
 
 
 def test_classes_are_drawn_equally_often():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edge_app.errors import EdgeAppError, InputError
-from tools.training import STATE_FILE, learning_rate, train
+from tools.training import STATE_FILE, discard, learning_rate, saying_how_to_go_on, train
 
 keras = pytest.importorskip("keras", reason="training needs the tools extra")
 
@@ -168,10 +168,29 @@ def test_the_keyboard_stops_it_and_says_how_to_go_on(tmp_path):
             raise KeyboardInterrupt
         return batch_at(step)
 
-    with pytest.raises(KeyboardInterrupt, match="state holds the training .* add --resume"):
-        train(line(), pressed, STEPS, title="line", state=tmp_path / "state", progress=False)
-    with pytest.raises(KeyboardInterrupt, match="^$"):
+    state = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt, match="state holds the training: add --resume"):
+        with saying_how_to_go_on(state):
+            train(line(), pressed, STEPS, title="line", state=state, progress=False)
+    with pytest.raises(KeyboardInterrupt, match="^$"), saying_how_to_go_on(tmp_path / "none"):
         train(line(), pressed, STEPS, title="line", progress=False)
+
+
+def test_a_checkpoint_is_discarded_and_nothing_beside_it(tmp_path):
+    train(line(), batch_at, 2, title="line", state=tmp_path, progress=False)
+    (tmp_path / "mine").touch()
+    discard(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / "mine").unlink()
+    train(line(), batch_at, 2, title="line", state=tmp_path, progress=False)
+    discard(tmp_path)
+    assert not tmp_path.exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
+    (tmp_path / "state").touch()
+    with pytest.raises(EdgeAppError, match="step 1 cannot be written"):
+        train(line(), batch_at, 2, title="line", state=tmp_path / "state", progress=False)
 
 
 def test_a_held_out_loss_that_is_no_number_ends_in_a_sentence():

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from edge_app.errors import EdgeAppError
+from edge_app.errors import EdgeAppError, InputError
 from tools.help_layout import HelpLayout
 
 COMMANDS = {
@@ -27,6 +27,15 @@ COMMANDS = {
     "thermal-bench": "how the device's pace holds boards it does not know at 75 °C",
     "bench-article": "the article's own loop beside ours, in one run",
 }
+
+
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def _refuse_unknown_backend() -> None:
+    backend = os.environ.get("KERAS_BACKEND") or BACKENDS[0]
+    if backend not in BACKENDS:
+        raise InputError(f"KERAS_BACKEND={backend}: wanted {', '.join(BACKENDS)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # TensorFlow's banners would bury the one sentence that matters.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
+        _refuse_unknown_backend()
         return args.execute(args)
     except EdgeAppError as error:
         if os.environ.get("DEBUG"):
@@ -70,9 +80,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(
             f"tools {args.command}: the package {error.name} is not installed; "
-            "make venv installs what the workstation needs",
+            + (
+                f"KERAS_BACKEND asks for it: pip install {error.name}"
+                if error.name == os.environ.get("KERAS_BACKEND")
+                else "make venv installs what the workstation needs"
+            ),
             file=sys.stderr,
         )
+        return 1
+    except OSError as error:
+        if os.environ.get("DEBUG"):
+            raise
+        # A full disk, a folder that was taken away: what happened meanwhile, whoever met it.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"tools {args.command}: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         what = f"; {stop}" if str(stop) else ""

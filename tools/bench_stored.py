@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from edge_app.arguments import refuse_unwritable, whole_from_1
+from edge_app.arguments import refuse_unwritable, seed, whole_from_1
 from edge_app.encoder import quantise, read_float
 from edge_app.errors import EdgeAppError, InputError
 from edge_app.learn_neighbours import ScorerSettings, fit_scorer, refuse_too_few
@@ -118,7 +118,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="minmax",
         help="of the embeddings",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of the stored subset")
+    add("--seed", type=seed, default=0, metavar="N", help="of the stored subset")
     add(
         "--size",
         type=whole_from_1,

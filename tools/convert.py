@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from edge_app.arguments import rate
+from edge_app.arguments import rate, seed
 from edge_app.encoder import Encoder
 from edge_app.enrol import FEW_IMAGES, LEAST_IMAGES
 from edge_app.errors import InputError
@@ -95,7 +95,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--seed",
-        type=int,
+        type=seed,
         default=0,
         metavar="N",
         help="of the drawn defects",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_app.errors import InputError
+from edge_app.held_out import near_duplicate_groups, thumbnail
 from tools.reference_set import Reference
 from tools.self_made import WithSelfMade
 from tools.training import Trained, learning_rate, train
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 LOSSES = ("doc", "triplet")
 HELD_OUT_SHARE = 0.1
+# The search for near-duplicates takes memory with the square of their number.
+MOST_GROUPED = 2000
 # What fewer pictures have in common is as likely to be chance as to be the part.
 FEWEST_GOOD = 20
 
@@ -136,6 +139,8 @@ def train_encoder(
         )
 
     def validate() -> float:
+        if recipe.loss == "triplet":
+            return _held_out_triplet_loss(model, as_batch, checks, recipe.margin)
         model.reset_metrics()
         logs = [
             model.test_on_batch(*as_batch(*batch), return_dict=True)["loss"] for batch in checks
@@ -168,6 +173,23 @@ def train_encoder(
                 else ""
             )
         ) from None
+
+
+def _held_out_triplet_loss(
+    model: keras.Model,
+    as_batch: Callable[..., tuple[Any, Any]],
+    checks: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    margin: float,
+) -> float:
+    # Semi-hard whatever is mined in training: a mean over what still costs something rises when
+    # the easy triplets are solved.
+    from tools.losses import triplet
+
+    losses = []
+    for batch in checks:
+        pictures, labels = as_batch(*batch)
+        losses.append(float(triplet(labels, model.predict_on_batch(pictures), margin)))
+    return float(np.mean(losses))
 
 
 def _method(
@@ -234,40 +256,70 @@ def scaled(pictures_rgb: np.ndarray) -> np.ndarray:
     return pictures_rgb.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
-def split_good(paths: Sequence[Path], seed: int, data_dir: Path) -> tuple[list[Path], list[Path]]:
+def refuse_too_few(count: int, data_dir: Path | str) -> None:
+    """Raise `InputError` if so many good pictures are too few to train an encoder on."""
+    if count < FEWEST_GOOD:
+        raise InputError(
+            f"{data_dir}: has {count} good pictures, wanted {FEWEST_GOOD} or more to train an "
+            "encoder on; fit trains none and works from 3"
+        )
+
+
+def split_good(groups: np.ndarray, seed: int, data_dir: Path | str) -> tuple[list[int], list[int]]:
     """
-    Hold out a tenth of the good pictures, two at least.
+    Hold out a tenth of the good pictures, two at least, near-duplicates together.
 
     Parameters
     ----------
-    paths : sequence of Path
-        All good pictures of one part.
+    groups : ndarray of int, shape (n,)
+        Of each picture, see `groups_of`.
     seed : int
         The same seed holds out the same pictures.
-    data_dir : Path
+    data_dir : Path or str
         Named in the error.
 
     Returns
     -------
-    train, held_out : list of Path
-        Each in the order of `paths`.
+    train, held_out : list of int
+        Rows, ascending.
 
     Raises
     ------
     InputError
         If there are fewer than `FEWEST_GOOD` pictures.
     """
-    if len(paths) < FEWEST_GOOD:
-        raise InputError(
-            f"{data_dir}: has {len(paths)} good pictures, wanted {FEWEST_GOOD} or more to train an "
-            "encoder on; fit trains none and works from 3"
-        )
-    count = max(2, round(len(paths) * HELD_OUT_SHARE))
-    held = set(np.random.default_rng(seed).choice(len(paths), count, replace=False).tolist())
-    return (
-        [path for index, path in enumerate(paths) if index not in held],
-        [path for index, path in enumerate(paths) if index in held],
-    )
+    count = len(groups)
+    refuse_too_few(count, data_dir)
+    wanted = max(2, round(count * HELD_OUT_SHARE))
+    held = np.zeros(count, bool)
+    for group in np.random.default_rng(seed).permutation(np.unique(groups)):
+        rows = groups == group
+        # A group that would take most of the pictures away stays whole on the other side.
+        if held.sum() < wanted and held.sum() + rows.sum() <= max(2 * wanted, 2):
+            held |= rows
+    if held.sum() < 2:
+        held[np.random.default_rng(seed).choice(count, wanted, replace=False)] = True
+    return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+
+
+def groups_of(pictures_rgb: Sequence[np.ndarray]) -> np.ndarray:
+    """
+    Which good pictures show the same part, or nearly.
+
+    Parameters
+    ----------
+    pictures_rgb : sequence of ndarray
+        uint8 RGB (H, W, 3).
+
+    Returns
+    -------
+    ndarray of int, shape (n,)
+        As from `edge_app.held_out.near_duplicate_groups`; each picture by itself where there are
+        more than `MOST_GROUPED`.
+    """
+    if len(pictures_rgb) > MOST_GROUPED:
+        return np.arange(len(pictures_rgb))
+    return near_duplicate_groups(np.stack([thumbnail(one) for one in pictures_rgb]))
 
 
 def freeze(encoder: keras.Model, block: str) -> None:
@@ -297,8 +349,14 @@ def freeze(encoder: keras.Model, block: str) -> None:
         raise InputError(f"--freeze-to: {unknown_layer(block, names)}")
     for layer in encoder.layers[: hits[-1] + 1]:
         layer.trainable = False
-    if not encoder.trainable_weights:
-        raise InputError(f"--freeze-to {block}: leaves nothing to train, wanted an earlier block")
+    import keras
+
+    # The losses see the embedding alone: what lies beyond it is not trained by them.
+    if not keras.Model(encoder.inputs, encoder.outputs[0]).trainable_weights:
+        raise InputError(
+            f"--freeze-to {block}: leaves nothing to train before the embedding, wanted an "
+            "earlier block"
+        )
 
 
 def held_out_compactness(encoder: keras.Model, pictures_rgb: Sequence[np.ndarray]) -> float:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_app.align import RECIPES, Aligner, Alignment, part_weight
-from edge_app.arguments import rate, refuse_unwritable, region, whole_from_0, whole_from_1
+from edge_app.arguments import rate, refuse_unwritable, region, seed, whole_from_0, whole_from_1
 from edge_app.bundle import Bundle, activate, made_now, refuse_existing, write_bundle
 from edge_app.encoder import Encoder
 from edge_app.enrol import (
@@ -162,7 +162,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--seed",
-        type=int,
+        type=seed,
         default=0,
         metavar="N",
         help="of the drawn defects and the decoder's training",

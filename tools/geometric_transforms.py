@@ -411,7 +411,9 @@ def fit_dirichlet(log_p: np.ndarray) -> np.ndarray:
             "wanted two or more and all finite"
         )
     mean_log = log_p.mean(axis=0)
-    alpha = _start(np.exp(log_p).mean(axis=0), mean_log)
+    # A rotation that no picture is taken for underflows to a mean of 0, which has no logarithm.
+    mean = np.maximum(np.exp(log_p).mean(axis=0), np.finfo(np.float64).tiny)
+    alpha = _start(mean, mean_log)
     value = dirichlet_log_likelihood(alpha, mean_log)
     for _ in range(MOST_FIT_STEPS):
         if alpha.sum() >= MOST_CONCENTRATION:

@@ -48,12 +48,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edge_app.arguments import refuse_unwritable, whole_from_0, whole_from_1
+from edge_app.arguments import refuse_unwritable, seed, whole_from_1
 from edge_app.errors import InputError
 from edge_app.preprocess import Preprocessing, prepare
 from edge_app.sources.folder import read_picture
+from tools.encoder_training import refuse_too_few
 from tools.inspection_set import InspectionSet, read_inspection_set
-from tools.reference_set import Reference
+from tools.reference_set import Reference, open_reference
 
 METHODS = ("doc", "dadgt")
 VIEWS = ("whole", "crop", "small")
@@ -165,7 +166,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
     add(
         "--seeds",
-        type=whole_from_0,
+        type=seed,
         nargs="+",
         default=[0, 1, 2],
         metavar="N",
@@ -219,7 +220,7 @@ def run(args: argparse.Namespace) -> int:
     inspection_set = read_inspection_set(args.data)
     refuse_lossy(inspection_set)
     _refuse_one_sided(inspection_set)
-    _split(len(inspection_set.train_good), 0, args.data)  # refuses too few
+    refuse_too_few(len(inspection_set.train_good), args.data)
     settings = _settings(args, inspection_set)
     figures = _open_figures(args, settings)
     plan = planned(args.methods, args.views, args.augmentations, args.seeds)
@@ -518,7 +519,10 @@ def _train_all(
     views = list(dict.fromkeys(training.view for training in left))
     pictures = read_pictures(inspection_set, views, args.quality)
     needs_reference = any(training.method == "doc" for training in left)
-    reference = _open_reference(args.reference_data) if needs_reference else None
+    reference = None
+    if needs_reference:
+        side = math.ceil(SIZE_PX * CACHE_MARGIN)
+        reference = open_reference(args.reference_data, (side, side))
     with tqdm(left, desc="leak-experiment", unit="training") as bar:
         for training in bar:
             bar.set_postfix_str(
@@ -583,11 +587,13 @@ def aurocs(trained_on: str, scores: Mapping[tuple[str, str], np.ndarray]) -> dic
     return figures
 
 
-def _split(count: int, seed: int, data_dir: Path | str) -> tuple[list[int], list[int]]:
-    """Rows of the good pictures to train on and to hold out: the same in every format."""
-    from tools.encoder_training import split_good
+def _split(
+    pictures_rgb: Sequence[np.ndarray], seed: int, data_dir: Path | str
+) -> tuple[list[int], list[int]]:
+    """Rows of the good pictures to train on and to hold out."""
+    from tools.encoder_training import groups_of, split_good
 
-    return split_good(range(count), seed, data_dir)
+    return split_good(groups_of(pictures_rgb), seed, data_dir)
 
 
 def _test_pictures(of_view: Mapping[str, Pictures]) -> dict[tuple[str, str], np.ndarray]:
@@ -605,7 +611,7 @@ def _train_dadgt(
     from tools.augment import augment
 
     own = of_view[training.trained_on]
-    train, held = _split(len(own.train), training.seed, training.view)
+    train, held = _split(own.train, training.seed, training.view)
 
     def augmentation(picture_rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return augment(
@@ -648,7 +654,7 @@ def _train_doc(
     from tools.network import encoder_from
 
     own = of_view[training.trained_on]
-    train, held = _split(len(own.train), training.seed, training.view)
+    train, held = _split(own.train, training.seed, training.view)
     encoder = encoder_from(args.weights, (SIZE_PX, SIZE_PX), alpha=args.alpha, map_layers=())
     trained = train_encoder(
         encoder,
@@ -696,21 +702,6 @@ def neighbour_scores(
     arrays = {"embeddings": good, **fit_scorer(good, settings)}
     scorer = build_scorer(kind, NEIGHBOURS, FEATURE_SCALING, arrays)
     return {case: np.array([scorer.score(row) for row in rows]) for case, rows in tests.items()}
-
-
-def _open_reference(folders: Sequence[Path]) -> Reference:
-    from tools.inspection_set import read_prepared
-    from tools.reference_set import PictureFiles, read_reference_sets
-
-    side = math.ceil(SIZE_PX * CACHE_MARGIN)
-    sets, labels, class_names = read_reference_sets(folders)
-    pictures: list[np.ndarray] = []
-    for one in sets:
-        if isinstance(one, PictureFiles):
-            pictures += read_prepared(one.paths, Preprocessing((side, side)), "the reference set")
-        else:
-            pictures += one
-    return Reference(pictures, labels, class_names)
 
 
 def _storage(view: str) -> str:
@@ -860,18 +851,19 @@ def gain_word(gain: float, spread: float) -> str:
     Returns
     -------
     str
-        ``none`` where it is smaller than `SMALLEST_GAIN` or than `SPREADS` times its spread, else
-        ``fake gain`` or, below zero, ``fake loss``; ``one seed`` where a single seed leaves it
-        open, ``-`` where there is nothing.
+        ``none`` where it is smaller than `SMALLEST_GAIN` and its spread too, ``fake gain`` or,
+        below zero, ``fake loss`` where it is larger than `SPREADS` times its spread; ``not clear``
+        between the two; ``one seed`` where a single seed leaves it open, ``-`` where there is
+        nothing.
     """
     if math.isnan(gain):
         return "-"
-    if abs(gain) < SMALLEST_GAIN:
-        return "none"
     if math.isnan(spread):
         return "one seed"
-    if abs(gain) < SPREADS * spread:
+    if max(abs(gain), spread) < SMALLEST_GAIN:
         return "none"
+    if abs(gain) < max(SMALLEST_GAIN, SPREADS * spread):
+        return "not clear"
     return "fake gain" if gain > 0 else "fake loss"
 
 

@@ -526,6 +526,10 @@ def load_run(run_dir: str | Path) -> tuple[keras.Model, dict]:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{folder / 'run.json'}: not JSON ({error})") from error
+    missing = {"alpha", "size", "embedding_layer", "patch_layer", "weights"}
+    missing -= set(run) if isinstance(run, dict) else set()
+    if missing:
+        raise InputError(f"{folder / 'run.json'}: has no {', '.join(sorted(missing))}")
     try:
         encoder = keras.models.load_model(folder / "encoder.keras", compile=False)
     except Exception as error:

@@ -24,7 +24,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edge_app.arguments import whole_from_0, whole_from_1
+from edge_app.arguments import seed, whole_from_1
 from edge_app.bundle import load_bundle
 from edge_app.config import load_config
 from edge_app.errors import InputError
@@ -78,7 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
     parser.add_argument(
         "--seed",
-        type=whole_from_0,
+        type=seed,
         default=0,
         metavar="N",
         help="of angles, shifts and the choice of pictures",

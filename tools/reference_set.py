@@ -13,7 +13,10 @@ Only training splits are ever read.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import struct
+import zlib
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from copy import copy
 from pathlib import Path
@@ -22,10 +25,14 @@ import cv2
 import numpy as np
 
 from edge_app.errors import InputError
+from edge_app.preprocess import shrink
 from edge_app.sources.folder import is_picture, list_pictures, read_picture
 
 IDX_IMAGES = "train-images-idx3-ubyte.gz"
 IDX_LABELS = "train-labels-idx1-ubyte.gz"
+
+# Pictures that a checksum of a reference set looks at.
+MOST_HASHED = 2000
 
 
 class PictureFiles(Sequence):
@@ -219,7 +226,7 @@ def read_idx_array(path: Path, dimensions: int) -> np.ndarray:
         data = gzip.decompress(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing beside the other IDX file") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a whole gzip file ({error})") from error
     header = 4 + 4 * dimensions
     if len(data) < header or data[:4] != bytes((0, 0, 8, dimensions)):
@@ -229,6 +236,73 @@ def read_idx_array(path: Path, dimensions: int) -> np.ndarray:
     if values.size != int(np.prod(shape)):
         raise InputError(f"{path}: holds {values.size} values, its header says {shape}")
     return values.reshape(shape)
+
+
+class Joined(Sequence):
+    """
+    Several sequences of pictures end to end, each picture resized when it is asked for.
+
+    Parameters
+    ----------
+    sets : sequence of sequences of ndarray
+        uint8 RGB (H, W, 3), any sizes.
+    size : (int, int)
+        Height and width of what is given out.
+    """
+
+    def __init__(self, sets: Sequence[Sequence[np.ndarray]], size: tuple[int, int]) -> None:
+        self._sets, self._size = list(sets), size
+        self._ends = np.cumsum([len(one) for one in sets]).tolist()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which = bisect_right(self._ends, index)
+        first = self._ends[which - 1] if which else 0
+        picture = self._sets[which][index - first]
+        return picture if picture.shape[:2] == self._size else shrink(picture, self._size)
+
+
+def open_reference(
+    folders: Sequence[str | Path],
+    size: tuple[int, int],
+    leave_out: Collection[Path] = (),
+    leave_out_classes: Collection[str] = (),
+) -> Reference:
+    """
+    Read reference sets for training.
+
+    Pictures from files are decoded once and kept at `size`; those of IDX files are brought to it
+    when they are drawn. All are resampled as often as the good parts are: how often could be
+    learnt.
+
+    Parameters
+    ----------
+    folders, leave_out, leave_out_classes
+        As for `read_reference_sets`.
+    size : (int, int)
+        Height and width in pixels.
+
+    Raises
+    ------
+    InputError
+        As `read_reference_sets`, and for a picture that cannot be decoded.
+    """
+    from edge_app.preprocess import Preprocessing
+    from tools.inspection_set import read_prepared
+
+    sets, labels, class_names = read_reference_sets(folders, leave_out, leave_out_classes)
+    recipe = Preprocessing(size)
+    ready = [
+        read_prepared(one.paths, recipe, "the reference set")
+        if isinstance(one, PictureFiles)
+        else one
+        for one in sets
+    ]
+    return Reference(Joined(ready, size), labels, class_names)
 
 
 class Reference:
@@ -249,8 +323,17 @@ class Reference:
         self, pictures: Sequence[np.ndarray], labels: np.ndarray, class_names: list[str]
     ) -> None:
         self.pictures = pictures
+        self.labels = labels
         self.class_names = class_names
         self._members = [np.flatnonzero(labels == label) for label in range(len(class_names))]
+
+    def sha256(self) -> str:
+        """Of the labels and of at most `MOST_HASHED` pictures, spread over all of them."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.labels).tobytes())
+        count = len(self.pictures)
+        for row in np.unique(np.linspace(0, count - 1, min(count, MOST_HASHED)).astype(int)):
+            digest.update(np.ascontiguousarray(self.pictures[row]).tobytes())
+        return digest.hexdigest()
 
     def split(self, share: float, seed: int) -> tuple[Reference, Reference]:
         """

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from edge_app.arguments import seed
 from edge_app.errors import InputError
 from tools import nut
 from tools.metal_part import DEFECTS, FINISHES, KINDS, Part, defective
@@ -96,7 +97,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="pictures of the empty station (%(default)s)",
     )
     add("--size", default="320x240", metavar="WxH", help="width x height in pixels (%(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of everything drawn (%(default)s)")
+    add("--seed", type=seed, default=0, metavar="N", help="seed of everything drawn (%(default)s)")
     add(
         "--rotation",
         type=float,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_app.arguments import refuse_unwritable, whole_from_0
+from edge_app.arguments import refuse_unwritable, seed
 from edge_app.config import ThermalConfig, load_config
 from edge_app.errors import InputError
 from edge_app.thermal import READ_EVERY_S, Reading, ThermalWatch
@@ -309,7 +309,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``thermal-bench``."""
     parser.description = __doc__
     parser.epilog = "example:\n  python -m tools thermal-bench --plot docs/thermal.png"
-    parser.add_argument("--seed", type=whole_from_0, default=0, metavar="N", help="of the noise")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of the noise")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the six boards")
 
 

@@ -14,13 +14,13 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from edge_app.arguments import refuse_unwritable, seed
 from edge_app.errors import InputError
 from tools.drawn_defects import draw_defect
 
@@ -87,7 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most passes over the features (default: as many as a few hundred steps take)",
     )
-    add("--seed", type=int, default=0, metavar="N", help="seed of all chance")
+    add("--seed", type=seed, default=0, metavar="N", help="seed of all chance")
     add(
         "--resume",
         action="store_true",
@@ -125,12 +125,14 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--epochs {args.epochs}: wanted 1 or more")
     if args.redraws is not None and args.redraws.suffix.lower() != ".png":
         raise InputError(f"--redraws {args.redraws}: wanted a name ending in .png")
+    if args.redraws is not None:
+        refuse_unwritable(args.redraws)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from edge_app.preprocess import Preprocessing
     from tools.check_data import warn
     from tools.inspection_set import good_pictures, read_prepared
     from tools.network import load_run
-    from tools.training import state_folder
+    from tools.training import discard, saying_how_to_go_on, state_folder
 
     paths = good_pictures(args.data)
     encoder, run_record = load_run(args.run)
@@ -143,9 +145,10 @@ def run(args: argparse.Namespace) -> int:
         "encoder_sha256": hashlib.sha256((args.run / "encoder.keras").read_bytes()).hexdigest(),
         "seed": args.seed,
     }
-    decoder, report = train_decoder(
-        encoder, pictures_rgb, args.kind, args.seed, args.epochs, state=state, settings=settings
-    )
+    with saying_how_to_go_on(state):
+        decoder, report = train_decoder(
+            encoder, pictures_rgb, args.kind, args.seed, args.epochs, state=state, settings=settings
+        )
 
     run_record["decoder"] = {
         "data": args.data.resolve().name,
@@ -156,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
     # The model first: a run.json that names a decoder always has it beside it.
     _replace(args.run / "decoder.keras", decoder.save)
     _replace(args.run / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
-    shutil.rmtree(state, ignore_errors=True)
+    discard(state)
     if args.redraws is not None:
         _, held_at = split_held_out(len(pictures_rgb), args.seed)
         sheet_rgb = redraw_sheet(encoder, decoder, args.kind, pictures_rgb[held_at], args.seed)
@@ -245,6 +248,10 @@ def train_decoder(
 
     started = time.monotonic()
     keras.utils.set_random_seed(seed)
+    try:
+        decoder = build_decoder(kind, size, encoder.output_shape[0][1], encoder.output_shape[1][1:])
+    except ValueError as error:
+        raise InputError(f"{kind} decoder: {error}") from None
     rng = np.random.default_rng(seed)
     train_at, held_at = split_held_out(len(pictures_rgb), seed)
     if len(train_at) > MOST_ROWS // 2:
@@ -264,7 +271,6 @@ def train_decoder(
             encoder, pictures_rgb[held_at], kind, min(drawings, 1), rng, bar
         )
 
-    decoder = build_decoder(kind, size, encoder.output_shape[0][1], encoder.output_shape[1][1:])
     batch = min(BATCH, len(train.rows))
     steps_per_epoch = len(train.rows) // batch
     if epochs is None:

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,24 +24,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cv2
 import numpy as np
 
+from edge_app.arguments import seed
 from edge_app.errors import EdgeAppError, InputError
+from edge_app.preprocess import Preprocessing, shrink
 from tools.encoder_training import (
     CHECKS,
     LOSSES,
     PATIENCE,
     Recipe,
     freeze,
+    groups_of,
     held_out_compactness,
     split_good,
     train_encoder,
 )
 from tools.losses import MININGS
-from tools.reference_set import Reference
+from tools.reference_set import Reference, open_reference
 from tools.self_made import KINDS
+from tools.told_apart import FEWEST_HELD
 
 if TYPE_CHECKING:
     import keras
 
+    from tools.told_apart import Scores
     from tools.training import Trained
 
 DEFAULT_SIZE_PX = 96
@@ -50,9 +54,6 @@ DEFAULT_SIZE_PX = 96
 # Pictures are kept in memory a little larger than the input, so that turning and shifting them
 # costs no sharpness against what the device will see.
 CACHE_MARGIN = 1.15
-
-# A change of the AUROC of drawn defects below this is not called one: its standard error.
-SAME = 0.02
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -190,7 +191,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DEG",
         help="largest turn of training pictures; 180 for parts at any angle",
     )
-    add("--seed", type=int, default=0, metavar="N", help="seed of all chance")
+    add("--seed", type=seed, default=0, metavar="N", help="seed of all chance")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -218,15 +219,14 @@ def run(args: argparse.Namespace) -> int:
     from tools.check_data import warn
     from tools.inspection_set import good_pictures
     from tools.network import encoder_from, new_folder
-    from tools.training import state_folder
+    from tools.training import discard, saying_how_to_go_on, state_folder
 
     started = time.monotonic()
-    with new_folder(args.out) as folder:
-        state = state_folder(args.out, args.resume)
-        splits = [split_good(good_pictures(data), args.seed, data) for data in args.data]
+    state = state_folder(args.out, args.resume)
+    with saying_how_to_go_on(state), new_folder(args.out) as folder:
+        paths = [good_pictures(data) for data in args.data]
         for data in args.data:
             warn(data)
-        held_out = {path.resolve() for _, held in splits for path in held}
 
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         import keras
@@ -245,14 +245,11 @@ def run(args: argparse.Namespace) -> int:
         size = tuple(encoder.input_shape[1:3])
         cache_size = tuple(math.ceil(side * CACHE_MARGIN) for side in size)
         parts = [
-            _Part(
-                data,
-                _decoded(train, cache_size, "good parts"),
-                _decoded(held, size, "held-out parts"),
-            )
-            for data, (train, held) in zip(args.data, splits, strict=True)
+            _part(data, files, cache_size, size, args.seed)
+            for data, files in zip(args.data, paths, strict=True)
         ]
-        reference = _open_reference(args.reference_data, args.leave_out, held_out, cache_size)
+        held_out = {path.resolve() for part in parts for path in part.held_paths}
+        reference = open_reference(args.reference_data, cache_size, held_out, args.leave_out)
         before = [_figures(encoder, part, args) for part in parts]
         recipe = _recipe(args)
         trained = train_encoder(
@@ -262,13 +259,15 @@ def run(args: argparse.Namespace) -> int:
             reference,
             recipe,
             state,
-            _settings(args, recipe, encoder, splits, reference),
+            _settings(args, recipe, encoder, parts, reference),
         )
         after = [_figures(encoder, part, args) for part in parts]
 
         encoder.trainable = True
         record = _record(args, recipe, encoder, reference, parts, before, after, trained)
-        record["seconds"] = round(time.monotonic() - started, 1)
+        # Of all processes that had a part in it, if one was killed.
+        earlier = sum(row["seconds"] for row in trained.history[: trained.resumed_from])
+        record["seconds"] = round(earlier + time.monotonic() - started, 1)
         try:
             _write_run(folder, encoder, record, trained.history)
         except (OSError, RuntimeError) as error:
@@ -277,15 +276,36 @@ def run(args: argparse.Namespace) -> int:
                 f"{args.out}: cannot be written ({str(error).splitlines()[0]}); the training is "
                 f"kept in {state}: make room and add --resume"
             ) from error
-    shutil.rmtree(state, ignore_errors=True)
+    discard(state)
     _print_summary(args.out, record)
     return 0
 
 
 class _Part(NamedTuple):
     data: Path
+    held_paths: list[Path]
     train: list[np.ndarray]
     held: list[np.ndarray]
+
+
+def _part(
+    data: Path,
+    paths: Sequence[Path],
+    cache_size: tuple[int, int],
+    size: tuple[int, int],
+    seed: int,
+) -> _Part:
+    from tools.inspection_set import read_prepared
+
+    # Decoded and resized once: decoding again every step would cost more than the training itself.
+    pictures = read_prepared(paths, Preprocessing(cache_size), "good parts")
+    train, held = split_good(groups_of(pictures), seed, data)
+    return _Part(
+        data,
+        [paths[row] for row in held],
+        [pictures[row] for row in train],
+        [shrink(pictures[row], size) for row in held],
+    )
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -308,33 +328,39 @@ def _settings(
     args: argparse.Namespace,
     recipe: Recipe,
     encoder: keras.Model,
-    splits: Sequence[tuple[list[Path], list[Path]]],
+    parts: Sequence[_Part],
     reference: Reference,
 ) -> dict[str, Any]:
     """Whatever decides what a training comes to; one that goes on must have the same."""
-    names = [path.name for train, held in splits for path in (*train, *held)]
+    from tools.network import layers_of
+
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part.train)} {len(part.held)}".encode())
+        for picture in (*part.train, *part.held):
+            digest.update(picture.tobytes())
     return {
         **asdict(recipe),
         "weights": weights_origin(args.weights),
+        "alpha": _alpha(args),
         "freeze_to": args.freeze_to,
         "size": list(encoder.input_shape[1:3]),
-        "embedding_layer": args.embedding_layer,
-        "pictures": len(names),
-        "names_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+        "layers": list(layers_of(encoder)),
+        "pictures_sha256": digest.hexdigest(),
         "reference_classes": reference.class_names,
-        "reference_pictures": len(reference.pictures),
+        "reference_sha256": reference.sha256(),
     }
 
 
-def _figures(encoder: keras.Model, part: _Part, args: argparse.Namespace) -> dict[str, float]:
+def _figures(encoder: keras.Model, part: _Part, args: argparse.Namespace) -> tuple[float, Scores]:
     """What an encoder makes of the held-out good pictures of a part."""
-    from tools.told_apart import told_apart
+    from tools.told_apart import drawn_scores
 
     scaling = "l2" if args.loss == "triplet" else "minmax"
-    return {
-        "held_out_compactness": held_out_compactness(encoder, part.held),
-        "drawn_auroc": told_apart(encoder, part.train, part.held, scaling, args.seed),
-    }
+    return (
+        held_out_compactness(encoder, part.held),
+        drawn_scores(encoder, part.train, part.held, scaling, args.seed),
+    )
 
 
 def _record(
@@ -343,13 +369,14 @@ def _record(
     encoder: keras.Model,
     reference: Reference,
     parts: Sequence[_Part],
-    before: Sequence[dict[str, float]],
-    after: Sequence[dict[str, float]],
+    before: Sequence[tuple[float, Scores]],
+    after: Sequence[tuple[float, Scores]],
     trained: Trained,
 ) -> dict[str, Any]:
     import keras
 
     from tools.network import layers_of, multiply_adds
+    from tools.told_apart import gain
 
     embedding_layer, patch_layer = layers_of(encoder)
     last = trained.history[-max(1, len(trained.history) // 10) :]
@@ -387,10 +414,15 @@ def _record(
                 "name": part.data.resolve().name,
                 "good_images": len(part.train),
                 "held_out_images": len(part.held),
-                **{f"{name}_before": value for name, value in earlier.items()},
-                **later,
+                "held_out_compactness_before": tight_before,
+                "held_out_compactness": tight,
+                "drawn_auroc_before": drawn_before.auroc,
+                "drawn_auroc": drawn.auroc,
+                "drawn_gain_interval": gain(drawn_before, drawn, args.seed),
             }
-            for part, earlier, later in zip(parts, before, after, strict=True)
+            for part, (tight_before, drawn_before), (tight, drawn) in zip(
+                parts, before, after, strict=True
+            )
         ],
     }
 
@@ -435,32 +467,6 @@ def _alpha(args: argparse.Namespace) -> float:
     from tools.network import alpha_of
 
     return args.alpha if args.weights == "imagenet" else alpha_of(args.weights)
-
-
-def _decoded(paths: Sequence[Path], size: tuple[int, int], what: str) -> list[np.ndarray]:
-    # Decoded and resized once: decoding again every step would cost more than the training itself.
-    from edge_app.preprocess import Preprocessing
-    from tools.inspection_set import read_prepared
-
-    return read_prepared(paths, Preprocessing(size), what)
-
-
-def _open_reference(
-    folders: Sequence[Path],
-    leave_out_classes: Sequence[str],
-    held_out: set[Path],
-    cache_size: tuple[int, int],
-) -> Reference:
-    from tools.reference_set import PictureFiles, read_reference_sets
-
-    sets, labels, class_names = read_reference_sets(folders, held_out, leave_out_classes)
-    pictures: list[np.ndarray] = []
-    for one in sets:
-        if isinstance(one, PictureFiles):
-            pictures += _decoded(one.paths, cache_size, "the reference set")
-        else:
-            pictures += one
-    return Reference(pictures, labels, class_names)
 
 
 def weights_origin(weights: str) -> dict[str, str | None]:
@@ -509,17 +515,22 @@ def _print_summary(out: Path, record: dict) -> None:
         f"held-out loss {record['held_out_loss']:.4f}"
     )
     for row in record["data"]:
+        low, high = row["drawn_gain_interval"]
         print(
             f"  {row['name']}: compactness of {row['held_out_images']} held-out good pictures "
-            f"{row['held_out_compactness_before']:.5f} -> {row['held_out_compactness']:.5f}, "
-            f"AUROC of defects drawn on them {row['drawn_auroc_before']:.3f} -> "
-            f"{row['drawn_auroc']:.3f}"
+            f"{row['held_out_compactness_before']:.5f} -> {row['held_out_compactness']:.5f}"
         )
-        gain = row["drawn_auroc"] - row["drawn_auroc_before"]
-        if gain < -SAME:
+        print(
+            f"    defects drawn on them, kNN over the pooled embedding: AUROC "
+            f"{row['drawn_auroc_before']:.3f} -> {row['drawn_auroc']:.3f} "
+            f"(95 % interval of the gain {low:+.3f} to {high:+.3f})"
+        )
+        if row["held_out_images"] < FEWEST_HELD:
+            print(f"    too few held-out pictures to tell: {FEWEST_HELD} would begin to")
+        elif high < 0:
             print(
-                "    worse than before the training: fit with the weights it started from, or try "
-                "--self-made turned, an earlier --embedding-layer, or --freeze-to"
+                "    worse than before the training: use the weights it started from, or try "
+                "--self-made, an earlier --embedding-layer, or --freeze-to"
             )
-        elif gain < SAME:
-            print("    no clear gain: to such defects the weights it started from are as good")
+        elif low < 0:
+            print("    no clear gain: for such defects the weights it started from may do as well")

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +127,24 @@ def state_folder(target: Path, resume: bool) -> Path:
     return state
 
 
+def discard(state: Path) -> None:
+    """Remove a checkpoint, and its folder where nothing else is in it."""
+    with suppress(OSError):
+        (state / STATE_FILE).unlink()
+        state.rmdir()
+
+
+@contextmanager
+def saying_how_to_go_on(state: Path) -> Iterator[None]:
+    """Where the keyboard stops what is inside, name the checkpoint if there is one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (state / STATE_FILE).is_file():
+            raise
+        raise KeyboardInterrupt(f"{state} holds the training: add --resume to go on") from None
+
+
 def train(
     model: keras.Model,
     batch_at: Callable[[int], tuple[Any, Any]],
@@ -208,14 +225,10 @@ def train(
             rate, began = float(model.optimizer.learning_rate), time.monotonic()
             # Keras averages its metrics until told to forget.
             model.reset_metrics()
-            try:
-                inputs, targets = batch.result()
-                if step < steps:
-                    batch = ahead.submit(batch_at, step + 1)
-                logs = model.train_on_batch(inputs, targets, return_dict=True)
-            except KeyboardInterrupt:
-                # Nothing is saved here: half a step may have been made.
-                raise KeyboardInterrupt(_kept(state)) from None
+            inputs, targets = batch.result()
+            if step < steps:
+                batch = ahead.submit(batch_at, step + 1)
+            logs = model.train_on_batch(inputs, targets, return_dict=True)
             row = {"step": step, **_named(logs, names), "learning_rate": rate}
             _refuse_diverged(float(logs["loss"]), f"{title}, step {step}: the loss", state)
             row["seconds"] = round(time.monotonic() - began, 4)
@@ -248,17 +261,12 @@ def train(
     return trained
 
 
-def _kept(state: Path | None) -> str:
-    kept = state is not None and (state / STATE_FILE).is_file()
-    return f"{state} holds the training up to here: add --resume to go on" if kept else ""
-
-
 def _refuse_diverged(loss: float, what: str, state: Path | None) -> None:
     if math.isfinite(loss):
         return
     if state is not None:
         # To go on from its checkpoint would end here again.
-        shutil.rmtree(state, ignore_errors=True)
+        discard(state)
     raise InputError(f"{what} is {loss}; training has diverged")
 
 
@@ -304,7 +312,8 @@ def _save(
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         kept = "the one before it is kept"
         if not path.is_file():
             kept = "there is none before it"
