@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 import cv2
@@ -17,6 +20,8 @@ from tools.check_data import Finding, check, run, verdict, warn
 from tools.data_report import report
 from tools.data_survey import survey
 from tools.duplicates import near_duplicates
+from tools.inspection_set import read_inspection_set
+from tools.picture_files import read_header
 
 pytest.importorskip("PIL", reason="needs the tools extra")
 
@@ -61,6 +66,24 @@ def hidden(quality):
     return save
 
 
+def webp_before(picture):
+    """Saved as WebP, and then as PNG."""
+    data = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, 60])[1]
+    return png(cv2.imdecode(data, cv2.IMREAD_COLOR))
+
+
+def halved(picture):
+    """Taken at twice the size, saved as JPEG, made half as large and saved as PNG."""
+    large = cv2.resize(picture, (2 * SIDE, 2 * SIDE))
+    data = cv2.imencode(".jpg", large, [cv2.IMWRITE_JPEG_QUALITY, 60])[1]
+    large = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return png(cv2.resize(large, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+
+
+def bmp(picture):
+    return ".bmp", cv2.imencode(".bmp", picture)[1].tobytes()
+
+
 def make(root, saves=None, lights=None, counts=COUNTS):
     """An inspection set; how each folder is saved and lit by its name, else PNG and the same."""
     seed = 0
@@ -103,6 +126,29 @@ def found(root, **options):
 def only(root, **options):
     (one,) = found(root, **options)
     return one
+
+
+def as_nobody():
+    """As a user who may not read what its mode forbids, which root may; skips where none is."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("modes forbid nothing here")
+    stack = contextlib.ExitStack()
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        stack.callback(os.seteuid, 0)
+    return stack
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user may enter, which those of pytest are not."""
+    folder = Path(tempfile.mkdtemp(prefix="check-data-"))
+    folder.chmod(0o755)
+    yield folder
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            path.chmod(0o755)
+    shutil.rmtree(folder)
 
 
 def with_orientation(data: bytes, orientation: int) -> bytes:
@@ -154,6 +200,255 @@ def test_a_quality_beyond_those_looked_for_is_found_by_the_probe(tmp_path):
     severity, sentence = findings.sentences[0]
     assert severity == "amber"
     assert "differ on the grid of 8x8 pixels" in sentence
+
+
+@pytest.mark.parametrize("save", [webp_before, halved])
+def test_a_past_that_is_no_jpeg_of_this_size_is_red_where_a_number_tells_it_too(tmp_path, save):
+    counts = {**COUNTS, "test/scratch": 30, "test/good": 30}
+    root = make(tmp_path / "set", {"test/scratch": save}, counts=counts)
+    # What touches few pictures is not what the verdict names.
+    for index in range(2):
+        picture = cv2.imread(str(root / f"train/good/00{index}.png"))
+        picture = cv2.convertScaleAbs(picture, alpha=1.1)
+        cv2.imwrite(str(root / f"test/good/again{index}.png"), picture)
+    findings = check(root, progress=False)
+    assert findings.exit_code == 1
+    severity, sentence = findings.sentences[0]
+    assert severity == "red"
+    assert "differ on the grid of 8x8 pixels" in sentence
+    assert "bytes a pixel (AUROC 1.00)" in sentence
+    assert "or as WebP, or resized" in sentence
+    assert "differ on the grid" in findings.verdict
+
+
+def test_leaks_come_before_duplicates_in_the_verdict(tmp_path):
+    saves = dict.fromkeys(["train/good", "test/good"], hidden(99))
+    root = make(tmp_path / "set", saves)
+    for index in range(2):
+        picture = cv2.imread(str(root / f"train/good/00{index}.png"))
+        picture = cv2.convertScaleAbs(picture, alpha=1.1)
+        cv2.imwrite(str(root / f"test/good/again{index}.png"), picture)
+    findings = check(root, progress=False)
+    assert any(
+        "2 of 30 test pictures are nearly in train too" in one.what for one in findings.found
+    )
+    assert "differ on the grid of 8x8 pixels" in findings.verdict
+
+
+def test_few_pictures_each_of_its_own_size_are_no_leak(tmp_path):
+    root = make(tmp_path / "set", counts={"train/good": 3, "test/good": 2, "test/scratch": 2})
+    for index, path in enumerate(sorted(root.rglob("*/*/*.png"))):
+        if "ground_truth" not in path.parts:
+            cv2.imwrite(str(path), cv2.imread(str(path))[index:, 2 * index :])
+    assert not [one for one in found(root, quick=True) if "pixels" in one[1]]
+
+
+def test_few_pictures_without_exception_are_a_leak(tmp_path):
+    counts = {"train/good": 24, "test/good": 2, "test/scratch": 2}
+    root = make(tmp_path / "set", {"test/scratch": jpeg(80)}, counts=counts)
+    assert any("defective ones JPEG" in one[1] for one in found(root, quick=True))
+
+
+def test_formats_without_loss_are_no_history(tmp_path):
+    root = make(tmp_path / "set", {"test/scratch": bmp})
+    for quick in (True, False):
+        findings = check(root, progress=False, quick=quick)
+        assert findings.exit_code == 0
+        severity, sentence = findings.sentences[0]
+        assert severity == "amber"
+        assert sentence.startswith("The good pictures are PNG, the defective ones BMP: all without")
+        assert sentence.endswith("Save all in one format.")
+
+
+def test_a_tiff_file_may_hold_a_jpeg(tmp_path):
+    from PIL import Image
+
+    picture = Image.fromarray(part(1))
+    picture.save(tmp_path / "a.tif", compression="tiff_lzw")
+    picture.save(tmp_path / "b.tif", compression="jpeg")
+    assert read_header(tmp_path / "a.tif").lossless
+    assert not read_header(tmp_path / "b.tif").lossless
+
+
+def test_folders_that_evaluate_refuses_or_passes_over(clean):
+    (clean / "test/crack/day1").mkdir(parents=True)
+    cv2.imwrite(str(clean / "test/crack/day1/0.png"), part(900))
+    (clean / "test/scratch/day2/deep").mkdir(parents=True)
+    cv2.imwrite(str(clean / "test/scratch/day2/deep/0.png"), part(901))
+    (clean / "train/bad").mkdir()
+    cv2.imwrite(str(clean / "train/bad/0.png"), part(902))
+    findings = check(clean, progress=False, quick=True)
+    assert findings.exit_code == 1
+    assert findings.verdict.startswith("Not usable as it is: folders without a picture")
+    (red, empty), (amber, passed_over) = findings.sentences[:2]
+    assert (red, amber) == ("red", "amber")
+    assert empty.startswith("Folders without a picture: test/crack. ")
+    assert (
+        "looked at by any command: train/bad, test/crack/day1, test/scratch/day2. " in passed_over
+    )
+    with pytest.raises(InputError):
+        read_inspection_set(clean)
+
+
+def test_an_empty_test_folder_is_red_and_a_missing_one_is_not(clean):
+    shutil.rmtree(clean / "test")
+    shutil.rmtree(clean / "ground_truth")
+    assert found(clean, quick=True) == []
+    (clean / "test").mkdir()
+    severity, sentence = only(clean, quick=True)
+    assert severity == "red"
+    assert "Folders without a picture: test. " in sentence
+
+
+def test_sub_folders_beside_the_pictures_of_a_plain_folder(clean):
+    (clean / "train/good/more").mkdir()
+    cv2.imwrite(str(clean / "train/good/more/0.png"), part(900))
+    severity, sentence = only(clean / "train/good", quick=True)
+    assert severity == "amber"
+    assert "not looked at by any command: more. " in sentence
+
+
+def test_masks_that_may_not_be_read(clean_once, open_folder):
+    root = Path(shutil.copytree(clean_once, open_folder / "set"))
+    for path in [root, *root.rglob("*")]:
+        path.chmod(0o755)
+    check(root, progress=False, quick=True)  # what is imported late is there
+    (root / "ground_truth/scratch").chmod(0)
+    with as_nobody():
+        if os.access(root, os.R_OK, effective_ids=True) is False:
+            pytest.skip("the folder for temporary files is closed")
+        findings = check(root, progress=False, quick=True)
+        with pytest.raises(InputError, match="scratch.*cannot be read: Permission denied"):
+            read_inspection_set(root)
+    assert findings.exit_code == 1
+    assert findings.found[0].stops
+    assert "masks cannot be read: ground_truth/scratch: Permission" in findings.sentences[0][1]
+
+
+def test_masks_of_another_type_are_not_to_be_deleted(clean):
+    for path in (clean / "ground_truth/scratch").iterdir():
+        cv2.imwrite(str(path.with_suffix(".bmp")), cv2.imread(str(path)))
+        path.unlink()
+    sentences = [one[1] for one in found(clean, quick=True)]
+    assert sentences[0].startswith("9 masks not used because of the suffix: ")
+    assert "Save them as .png" in sentences[0]
+    assert sentences[1].startswith("No defective picture has a mask that is used")
+    assert not any("delete" in one for one in sentences)
+
+
+def test_one_mask_for_two_pictures_of_one_name(clean):
+    cv2.imwrite(str(clean / "test/scratch/000.bmp"), part(900))
+    assert found(clean, quick=True) == []
+
+
+def test_masks_of_0_and_1_are_not_empty(clean):
+    for path in (clean / "ground_truth/scratch").iterdir():
+        cv2.imwrite(str(path), (cv2.imread(str(path), 0) > 0).astype(np.uint8))
+    findings = check(clean, progress=False)
+    assert findings.figures["masks"]["empty"] == []
+    severity, sentence = findings.sentences[0]
+    assert severity == "red"
+    assert sentence.startswith("9 masks marked with 1 instead of 255: ")
+    assert sentence.endswith("Multiply them by 255.")
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_why_the_first_file_cannot_be_read(clean, quick):
+    # 32 bits a channel: Pillow opens it, OpenCV does not.
+    from PIL import Image
+
+    Image.fromarray(np.ones((SIDE, SIDE), np.float32)).save(clean / "test/good/a.tif")
+    severity, sentence = only(clean, quick=quick)
+    assert severity == "red"
+    assert "1 file cannot be read: test/good/a.tif (" in sentence
+    assert "OpenCV" in sentence
+    assert str(clean) not in sentence
+
+
+def test_the_legend_is_of_the_layout(tmp_path, clean):
+    root = tmp_path / "classes"
+    for name in ("good", "scratch"):
+        shutil.copytree(clean / "test" / name, root / name)
+    text = report(check(root, progress=False).figures)
+    assert "train" not in text.split("leak test")[0]
+    assert "from the mean of the (other) good pictures" in text
+    assert "from train's mean, good against" in report(check(clean, progress=False).figures)
+    shutil.rmtree(clean / "test/scratch")
+    text = report(check(clean, progress=False).figures)
+    assert "AUROC: of the distance" not in text
+    assert "train/test: of the number itself" in text
+
+
+def test_the_good_pictures_are_measured_from_the_mean_of_the_others(tmp_path):
+    # Each is a third nearer to a mean that holds it, and all three defective ones are between.
+    for name, greys in {"good": (80, 100, 120), "bad": (84, 76, 124)}.items():
+        (tmp_path / name).mkdir()
+        for index, grey in enumerate(greys):
+            picture = np.full((SIDE, SIDE), grey, np.uint8)
+            cv2.imwrite(str(tmp_path / name / f"{index}.png"), picture)
+    row = check(tmp_path, progress=False).figures["trivial"]["brightness"]
+    # Good: 30, 0, 30; defective: 16, 24, 24.
+    assert row["auroc"] == pytest.approx(3 / 9, abs=1e-4)
+
+
+def test_too_few_pictures_for_the_leak_test(clean):
+    findings = check(clean, progress=False)
+    assert findings.found[0].what == "Too few pictures for the leak test (10 of each)"
+    assert findings.found[0].detail == (
+        "good and defective, 9 and 9; good of train and of test, 24 and 9"
+    )
+    words = "Nothing found that would spoil figures on this set; not tried: the leak test"
+    assert findings.verdict == f"{words}."
+    for index in range(9, 12):
+        cv2.imwrite(str(clean / f"test/good/{index}.png"), part(900 + index))
+    assert check(clean, progress=False).verdict == f"{words} (good and defective)."
+
+
+def test_one_near_duplicate_is_a_note_and_two_are_not_red(clean):
+    severities = []
+    for index in range(2):
+        picture = cv2.imread(str(clean / f"train/good/00{index}.png"))
+        picture = cv2.convertScaleAbs(picture, alpha=1.1)
+        cv2.imwrite(str(clean / f"test/good/again{index}.png"), picture)
+        severities += [
+            one.severity
+            for one in check(clean, progress=False).found
+            if "nearly in train too" in one.what
+        ]
+    assert severities == ["note", "amber"]
+
+
+def test_pictures_that_the_device_refuses(clean):
+    cv2.imwrite(str(clean / "test/good/tiny.png"), part(900)[:7])
+    severity, sentence = only(clean, quick=True)
+    assert severity == "red"
+    assert "1 picture of less than 8 pixels a side" in sentence
+    cv2.imwrite(str(clean / "test/good/tiny.png"), part(900)[:8])
+    assert not [one for one in found(clean, quick=True) if "less than 8" in one[1]]
+
+
+def test_a_format_that_no_command_reads_is_not_to_be_renamed(clean):
+    from PIL import Image
+
+    Image.fromarray(part(900)).save(clean / "train/good/a.gif")
+    _, sentence = only(clean, quick=True)
+    assert "Rename" not in sentence
+    assert "No command reads GIF: save them as the others are." in sentence
+
+
+def test_a_file_is_no_folder(clean):
+    with pytest.raises(InputError, match=r"000.png: is a file, wanted a folder"):
+        check(clean / "train/good/000.png", progress=False)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names on Windows")
+def test_a_folder_with_a_newline_in_its_name_keeps_its_line(clean):
+    (clean / "test/scratch").rename(clean / "test/scr\natch")
+    (clean / "ground_truth/scratch").rename(clean / "ground_truth/scr\natch")
+    findings = check(clean, progress=False, quick=True)
+    assert list(findings.figures["folders"])[-1] == "test/scr\\natch"
+    (line,) = [one for one in report(findings.figures).splitlines() if "natch" in one]
+    assert line.split()[1] == "9"
 
 
 def test_a_mix_between_train_and_test(tmp_path):
@@ -228,11 +523,16 @@ def test_near_duplicates_across_the_splits(clean):
 
 
 def test_a_part_both_good_and_defective(clean):
-    picture = cv2.imread(str(clean / "test/good/007.png"))
-    cv2.line(picture, (5, 8), (30, 14), (220, 220, 220), 2)
-    cv2.imwrite(str(clean / "test/scratch/more.png"), picture)
-    sentences = [one[1] for one in found(clean)]
-    assert any("1 part both among the good and the defective" in one for one in sentences)
+    severities = {}
+    for count, name in enumerate(("007.png", "008.png"), 1):
+        picture = cv2.imread(str(clean / "test/good" / name))
+        cv2.line(picture, (5, 8), (30, 14), (220, 220, 220), 2)
+        cv2.imwrite(str(clean / "test/scratch" / f"more{name}"), picture)
+        for severity, sentence in check(clean, progress=False).sentences:
+            if "both among the good and the defective" in sentence:
+                severities[count] = severity, sentence[:7].rstrip()
+    # A single pair may be chance.
+    assert severities == {1: ("note", "1 part"), 2: ("amber", "2 parts")}
 
 
 def test_copies_count_as_one_and_none_are_made_up():
@@ -307,6 +607,8 @@ def test_masks(clean):
         "unreadable": ["ground_truth/scratch/003_mask.png"],
         "wrong_size": ["ground_truth/scratch/001_mask.png"],
         "empty": ["ground_truth/scratch/000_mask.png"],
+        "faint": [],
+        "wrong_suffix": [],
         "without_picture": ["ground_truth/scratch/x_mask.png"],
         "pictures_without": {"scratch": 1},
     }

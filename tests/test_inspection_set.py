@@ -103,3 +103,14 @@ def test_mask_of_another_size_is_refused(tmp_path):
     path = _write(tmp_path / "mask.png", height=5, width=7)
     with pytest.raises(InputError, match="the mask is 7x5 pixels, wanted 5x7"):
         read_mask(path, (7, 5))
+
+
+def test_a_mask_that_is_marked_too_dark_is_refused(tmp_path):
+    mask = np.zeros((5, 7), dtype=np.uint8)
+    path = tmp_path / "mask.png"
+    cv2.imwrite(str(path), mask)
+    assert not read_mask(path, (5, 7)).any()
+    mask[1:3, 2:6] = 1
+    cv2.imwrite(str(path), mask)
+    with pytest.raises(InputError, match="marked with 1 at most, wanted 255"):
+        read_mask(path, (5, 7))

@@ -22,13 +22,23 @@ import numpy as np
 
 from edge_app.arguments import refuse_unwritable
 from edge_app.errors import InputError
+from edge_app.preprocess import LEAST_SIDE
 from edge_app.sources.folder import is_picture, printable, read_picture
 from tools import leak_probe
-from tools.data_survey import CLASSES, INSPECTION_SET, Group, Look, Survey, folders, survey
+from tools.data_survey import (
+    CLASSES,
+    INSPECTION_SET,
+    Group,
+    Look,
+    Survey,
+    folders,
+    shown,
+    survey,
+)
 from tools.duplicates import MOST_PICTURES, equal, near_duplicates, same_files
-from tools.inspection_set import GOOD
+from tools.inspection_set import GOOD, MARKED
 from tools.leak_probe import Separation, separation
-from tools.picture_files import read_header
+from tools.picture_files import PROMISED, read_header
 from tools.trivial import TRIVIAL_NUMBERS
 
 RED, AMBER, NOTE = "red", "amber", "note"
@@ -46,6 +56,10 @@ MOST_DIFFERENT, SOME_DIFFERENT, CHANCE = 0.5, 0.05, 0.01
 TELLS = 0.8
 # Share of the test pictures that train holds too; nearly (some, many), or exactly.
 NEAR_SOME, NEAR_MANY, SAME_MANY = 0.01, 0.10, 0.02
+# From so many near-duplicates on they can be red. One alone proves nothing: of 40 subsets each of
+# 10, 20 and 50 out of 195 rendered nuts, most likely all different, 1, 1 and 12 hold a pair that
+# stands out, and none more than two.
+NEAR_LEAST = 3
 # So many sizes of pictures are kinds; where there are more, aspect and area are looked at instead.
 MOST_SIZES = 8
 # Past qualities are told to within 1; rounded to this they are one kind.
@@ -60,6 +74,8 @@ LOWER_HIGHER = {
     "aspect": ("narrower", "wider"),
     "megapixels": ("smaller", "larger"),
 }
+# What is compared for leaks, in words.
+PAIRS = {"good_defective": "good and defective", "train_test": "good of train and of test"}
 # Pairs of duplicates that a sentence names; all of them are in the figures.
 MOST_PAIRS = 2
 # What `warn` prints at most: more would hide what the command itself says.
@@ -126,6 +142,8 @@ class Finding:
         One or two sentences. May be empty.
     stops : bool
         Whether the other commands refuse the set for it.
+    untried : str
+        Which test could not be made, as it is called in the verdict. Empty for most.
     """
 
     severity: str
@@ -133,6 +151,7 @@ class Finding:
     detail: str = ""
     remedy: str = ""
     stops: bool = False
+    untried: str = ""
 
     @property
     def sentence(self) -> str:
@@ -198,10 +217,15 @@ def verdict(found: Sequence[Finding]) -> str:
     elif amber:
         first, words, rest = amber[0], "Usable, with care", len(amber) - 1
     else:
-        return "Nothing found that would spoil figures on this set."
+        return f"Nothing found that would spoil figures on this set{_untried(found)}."
     what = first.what[0].lower() + first.what[1:]
     more = f" ({_count(rest, 'more finding')})" if rest else ""
-    return f"{words}: {what}{more}."
+    return f"{words}: {what}{more}{_untried(found)}."
+
+
+def _untried(found: Sequence[Finding]) -> str:
+    names = [one.untried for one in found if one.untried]
+    return f"; not tried: {_and(names)}" if names else ""
 
 
 def check(data_dir: Path | str, progress: bool = True, quick: bool = False) -> Findings:
@@ -230,16 +254,17 @@ def check(data_dir: Path | str, progress: bool = True, quick: bool = False) -> F
     root = Path(data_dir)
     seen = survey(root, quick, progress)
     figures: dict[str, Any] = {
-        "data": printable(root.resolve().name),
+        "data": shown(root.resolve().name),
         "layout": seen.layout,
         "quick": quick,
         "folders": {group.name: _folder_figures(seen, group) for group in seen.groups},
     }
-    found = [*_files(seen), *_counts(seen), *_masks(seen, figures)]
     groups = None if quick else _near_groups(seen, figures)
+    trivial = _trivial(seen, figures)
+    # The verdict names the first of the worst: what fakes all figures, before what touches some.
+    found = [*_leaks(seen, groups, trivial, figures), *_trivial_findings(trivial, figures)]
     found += _duplicates(seen, groups, figures)
-    found += _leaks(seen, groups, figures)
-    found += _trivial(seen, figures)
+    found += [*_files(seen), *_masks(seen, figures), *_counts(seen)]
     order = (RED, AMBER, NOTE)
     found.sort(key=lambda one: order.index(one.severity))
     figures["findings"] = [
@@ -277,7 +302,7 @@ def warn(data_dir: Path | str, file: TextIO | None = None) -> None:
             print(f"warning: {one.sentence}", file=file)
         if len(amiss) > MOST_WARNINGS:
             more = len(amiss) - MOST_WARNINGS
-            print(f"({more} more: python -m tools check-data {printable(data_dir)})", file=file)
+            print(f"({more} more: python -m tools check-data {shown(data_dir)})", file=file)
     except Exception:
         return
 
@@ -328,23 +353,43 @@ def _files(seen: Survey) -> list[Finding]:
             Finding(
                 RED,
                 f"{_count(len(broken), 'file')} cannot be read",
-                seen.some(broken),
+                f"{seen.some(broken)} ({_reason(seen.broken[broken[0]], broken)})",
                 "Copy them again from where they came, or take them out.",
                 stops=True,
             )
         )
     if seen.unread:
         suffixes = ", ".join(sorted({path.suffix or "no suffix" for path in seen.unread}))
+        formats = {read_header(path).file_format for path in seen.unread}
+        known = {one for names in PROMISED.values() for one in names}
+        remedies = []
+        if formats & known:
+            remedies.append("Rename them to what they are.")
+        if formats - known:
+            names = _and(sorted(map(str, formats - known)))
+            remedies.append(f"No command reads {names}: save them as the others are.")
         found.append(
             Finding(
                 AMBER,
                 f"{_count(len(seen.unread), 'picture')} passed over because of the suffix "
                 f"({suffixes})",
                 seen.some(seen.unread),
-                "Rename them to what they are, or save them as the others are.",
+                " ".join(remedies),
             )
         )
     paths = seen.paths()
+    tiny = [path for path in paths if min(seen.headers[path].size) < LEAST_SIDE]
+    if tiny:
+        found.append(
+            Finding(
+                RED,
+                f"{_count(len(tiny), 'picture')} of less than {LEAST_SIDE} pixels a side, which "
+                "the device refuses",
+                seen.some(tiny),
+                "Take them out.",
+                stops=True,
+            )
+        )
     turned = [path for path in paths if seen.headers[path].orientation != 1]
     if turned:
         found.append(
@@ -365,7 +410,7 @@ def _files(seen: Survey) -> list[Finding]:
                 f"{_count(len(lying), 'file')} with the suffix of another format "
                 f"({_and(list(kinds))})",
                 seen.some(lying),
-                "Rename them: the name hides how they were saved.",
+                "Rename them, or save them as the others are: the name hides how they were saved.",
             )
         )
     if seen.looks is not None:
@@ -380,9 +425,33 @@ def _files(seen: Survey) -> list[Finding]:
                 )
             )
     if seen.empty_folders:
-        names = ", ".join(seen.empty_folders)
-        found.append(Finding(NOTE, f"No pictures directly in {names}"))
+        names = _first(seen.empty_folders)
+        if seen.layout == INSPECTION_SET:
+            remedy = "Put pictures directly into each, or delete it: evaluate takes none without."
+            found.append(Finding(RED, "Folders without a picture", names, remedy, stops=True))
+        else:
+            found.append(Finding(NOTE, f"No pictures directly in {names}"))
+    if seen.not_looked_at:
+        found.append(
+            Finding(
+                AMBER,
+                "Pictures in sub-folders, or beside the folders, are not looked at by any command",
+                _first(seen.not_looked_at),
+                "Move them into the folder of their class, or out of the set.",
+            )
+        )
     return found
+
+
+def _reason(problem: str, broken: Sequence[Path]) -> str:
+    """Why the first of some files cannot be read, without its name."""
+    reason = problem.removeprefix(f"{printable(broken[0])}: ")
+    return shown(f"the first: {reason}" if len(broken) > 1 else reason)
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _counts(seen: Survey) -> list[Finding]:
@@ -424,23 +493,36 @@ def _masks(seen: Survey, figures: dict[str, Any]) -> list[Finding]:
     if seen.layout != INSPECTION_SET or not root.is_dir():
         return []
     # Masks of good pictures are looked at by nobody.
-    lost = {
-        path
-        for folder in folders(root)
-        if folder.name != GOOD
-        for path in folder.iterdir()
-        if is_picture(path)
-    }
-    count = len(lost)
-    without, wrong_size, empty, unreadable = [], [], [], []
+    try:
+        stored = {
+            path
+            for folder in folders(root)
+            if folder.name != GOOD
+            for path in folder.iterdir()
+            if is_picture(path) and path.is_file()
+        }
+    except OSError as error:
+        where = root if error.filename is None else Path(error.filename)
+        detail = f"{seen.short(where)}: {error.strerror}"
+        remedy = "Give the folder the rights to be read and entered."
+        return [Finding(RED, "The masks cannot be read", detail, remedy, stops=True)]
+    count = len(stored)
+    used: set[Path] = set()
+    # What is called like the mask of a picture, and is no file of that picture's.
+    called = set()
+    levels: set[int] = set()
+    without, wrong_size, empty, faint, unreadable = [], [], [], [], []
     for path in seen.paths("defect"):
         folder = root / path.parent.name
-        names = [folder / f"{path.stem}_mask.png", folder / f"{path.stem}.png"]
-        mask = next((name for name in names if name in lost), None)
+        stems = (f"{path.stem}_mask", path.stem)
+        mask = next((name for stem in stems if (name := folder / f"{stem}.png") in stored), None)
+        called |= {folder / stem for stem in stems}
         if mask is None:
             without.append(path)
             continue
-        lost.remove(mask)
+        if mask in used:
+            continue
+        used.add(mask)
         header = read_header(mask)
         width, height = seen.headers[path].size
         # Orientations from 5 on are quarter turns.
@@ -452,16 +534,27 @@ def _masks(seen: Survey, figures: dict[str, Any]) -> list[Finding]:
         elif seen.looks is not None:
             try:
                 # As read_mask tells what is marked.
-                if read_picture(mask).max() < 128:
+                brightest = int(read_picture(mask).max())
+                if brightest == 0:
                     empty.append(mask)
+                elif brightest < MARKED:
+                    faint.append(mask)
+                    levels.add(brightest)
             except InputError:
                 unreadable.append(mask)
-    orphans = sorted(lost)
+    unused = sorted(stored - used)
+    wrong_suffix = [
+        path for path in unused if path.with_suffix("") in called and path.suffix != ".png"
+    ]
+    # A second mask of a picture that has one: it is used by nobody, and does no harm.
+    orphans = [path for path in unused if path.with_suffix("") not in called]
     figures["masks"] = {
         "masks": count,
         "unreadable": [seen.short(path) for path in unreadable],
         "wrong_size": [seen.short(path) for path in wrong_size],
         "empty": None if seen.looks is None else [seen.short(path) for path in empty],
+        "faint": None if seen.looks is None else [seen.short(path) for path in faint],
+        "wrong_suffix": [seen.short(path) for path in wrong_suffix],
         "without_picture": [seen.short(path) for path in orphans],
         "pictures_without": dict(Counter(path.parent.name for path in without)),
     }
@@ -475,17 +568,43 @@ def _masks(seen: Survey, figures: dict[str, Any]) -> list[Finding]:
             "Draw them on the pictures as they are loaded, or resize them without smoothing.",
         ),
         (
+            RED,
+            faint,
+            f"marked with {_and([str(one) for one in sorted(levels)][:3]) if levels else ''} "
+            "instead of 255",
+            "Multiply them by 255." if levels == {1} else "Set what is not 0 to 255.",
+        ),
+        (
             AMBER,
             empty,
             "empty, marking no pixel of a defective picture",
             "Draw the defect, or delete the mask.",
         ),
-        (AMBER, orphans, "without a picture", "Find the pictures, or delete the masks."),
+        (
+            AMBER,
+            wrong_suffix,
+            "not used because of the suffix",
+            "Save them as .png, without loss: no other file is taken for a mask.",
+        ),
+        (
+            AMBER,
+            orphans,
+            "without a picture",
+            "Name them as their pictures: ground_truth/<defect>/<stem>_mask.png.",
+        ),
     ):
         if paths:
             what = f"{_count(len(paths), 'mask')} {what}"
             found.append(Finding(severity, what, seen.some(paths), remedy, severity == RED))
     marked = len(seen.paths("defect")) - len(without)
+    if without and count and not marked:
+        found.append(
+            Finding(
+                AMBER,
+                "No defective picture has a mask that is used, so that there are no pixel figures",
+                remedy="Name and save the masks as ground_truth/<defect>/<stem>_mask.png.",
+            )
+        )
     if without and marked:
         found.append(
             Finding(
@@ -593,7 +712,7 @@ def _near(seen: Survey, groups: list[list[Path]]) -> list[Finding]:
     if mixed:
         found.append(
             Finding(
-                AMBER,
+                NOTE if sum(map(len, mixed)) == 2 else AMBER,
                 f"{_count(len(mixed), 'part')} both among the good and the defective pictures",
                 _pairs(seen, mixed, defect),
                 "Look at them: a label is wrong, or the defect does not show in every picture.",
@@ -601,9 +720,10 @@ def _near(seen: Survey, groups: list[list[Path]]) -> list[Finding]:
         )
     shared, count, share = _in_both_splits(seen, groups)
     if shared:
+        severity = AMBER if share >= NEAR_SOME and count > 1 else NOTE
         found.append(
             Finding(
-                RED if share >= NEAR_MANY else AMBER if share >= NEAR_SOME else NOTE,
+                RED if share >= NEAR_MANY and count >= NEAR_LEAST else severity,
                 f"{_of_test(seen, count)} nearly in train too, the same part or photograph",
                 _pairs(seen, shared, set(seen.paths("train"))),
                 "Put all pictures of one part on one side.",
@@ -662,7 +782,17 @@ class _Side:
     called: str
 
 
-def _leaks(seen: Survey, numbers: np.ndarray | None, figures: dict[str, Any]) -> list[Finding]:
+@dataclass(frozen=True)
+class _Trivial:
+    """Numbers that tell good from defective pictures, and train from test, with their AUROC."""
+
+    alone: list[tuple[str, float]]
+    shifted: list[tuple[str, float]]
+
+
+def _leaks(
+    seen: Survey, numbers: np.ndarray | None, trivial: _Trivial, figures: dict[str, Any]
+) -> list[Finding]:
     figures["leaks"] = {}
     train, good, defect = (seen.paths(role) for role in ("train", "good", "defect"))
     found = []
@@ -677,10 +807,30 @@ def _leaks(seen: Survey, numbers: np.ndarray | None, figures: dict[str, Any]) ->
             one,
             _Side(defect, "the defective ones"),
             kinds,
+            trivial.alone,
         )
     if train and good:
         one, other = _Side(train, "the good pictures of train"), _Side(good, "those of test")
-        found += _leak(seen, numbers, figures, "train_test", one, other, [])
+        found += _leak(seen, numbers, figures, "train_test", one, other, [], trivial.shifted)
+    if seen.looks is not None:
+        few = {
+            words: "{} and {}".format(*row["pictures"])
+            for key, words in PAIRS.items()
+            if (row := figures["leaks"].get(key)) and row["block_traces"] is None
+        }
+        if few:
+            least = leak_probe.LEAST_PICTURES
+            tried = len(few) < sum(key in figures["leaks"] for key in PAIRS)
+            found.append(
+                Finding(
+                    NOTE,
+                    f"Too few pictures for the leak test ({least} of each)",
+                    "; ".join(f"{words}, {counts}" for words, counts in few.items()),
+                    f"It takes {least} different ones of each, of {leak_probe.LEAST_SIDE} pixels "
+                    "a side and more.",
+                    untried="the leak test" + (f" ({'; '.join(few)})" if tried else ""),
+                )
+            )
     classes = [group for group in seen.groups if group.role == "class"]
     for group in classes if len(classes) > 1 else []:
         inside = seen.whole(group)
@@ -699,8 +849,14 @@ def _leak(
     one: _Side,
     other: _Side,
     kinds: list[Group],
+    trivial: Sequence[tuple[str, float]] = (),
 ) -> list[Finding]:
-    """What tells two sides apart by how their files came about; `kinds` are folders of `other`."""
+    """
+    What tells two sides apart by how their files came about.
+
+    `kinds` are folders of `other`, `trivial` the numbers that tell the sides apart with their
+    AUROC.
+    """
     if not one.paths or not other.paths:
         return []
     headers, looks = seen.headers, seen.looks
@@ -714,14 +870,24 @@ def _leak(
             f"a linear probe on the traces of 8x8 blocks tells them apart, AUROC {blocks.auroc:.2f}"
         )
 
-    def compare(name: str, kind_of: Callable[[Path], str | None]) -> tuple[str, str, str] | None:
-        """Severity, how the sides differ, and in which folders most; None where they do not."""
+    def compare(
+        name: str,
+        kind_of: Callable[[Path], str | None],
+        called: Callable[[Path], str | None] | None = None,
+    ) -> tuple[str, str, str] | None:
+        """
+        Severity, how the sides differ, and in which folders most; None where they do not.
+
+        `called` is what a picture's kind is called in the sentence, where it is another word.
+        """
         mine, theirs = (_kinds(side.paths, kind_of) for side in (one, other))
         difference, chance = _difference(mine, theirs)
         by_format = name in ("saved_as", "pixels_were")
         row[name] = round(difference, 4)
-        # Among few pictures, a difference without any exception is none of chance's either.
-        sure = chance < CHANCE or (difference == 1 and min(mine.total(), theirs.total()) > 1)
+        # Among few pictures, a difference without any exception is none of chance's either, unless
+        # each picture is of a kind of its own.
+        without_exception = difference == 1 and min(mine.total(), theirs.total()) > 1
+        sure = chance < CHANCE or (without_exception and 1 in (len(mine), len(theirs)))
         odd = []
         for group in kinds:
             apart, by_chance = _difference(mine, _kinds(seen.whole(group), kind_of))
@@ -733,6 +899,7 @@ def _leak(
             RED if (difference >= MOST_DIFFERENT and sure) or (by_format and probed) else AMBER
         )
         where = f"above all {', '.join(odd)}" if 0 < len(odd) < len(kinds) else ""
+        mine, theirs = (_kinds(side.paths, called or kind_of) for side in (one, other))
         return severity, f"{one.called} {{}} {mostly(mine)}, {other.called} {mostly(theirs)}", where
 
     resave = (
@@ -743,9 +910,27 @@ def _leak(
 
     def add(severity: str, what: str, remedy: str, *details: str) -> None:
         what = what[0].upper() + what[1:]
-        found.append(Finding(severity, what, "; ".join(filter(None, details)), remedy))
+        found.append(Finding(severity, what, _semicolons(*details), remedy))
 
-    saved = compare("saved_as", lambda path: headers[path].saved_as)
+    def saved_as(path: Path) -> str:
+        return headers[path].saved_as
+
+    def lossless_format(path: Path) -> str | None:
+        return headers[path].file_format if headers[path].lossless else None
+
+    def what_is_kept(path: Path) -> str:
+        """The same for all formats that leave the pixels as they were."""
+        return "lossless" if headers[path].lossless else headers[path].saved_as
+
+    def same_format(difference: tuple[str, str, str] | None) -> list[Finding]:
+        if difference is None:
+            return []
+        what, where = difference[1].format("are"), difference[2]
+        detail = "all without loss, so that only the files differ; their bytes a pixel do, too"
+        remedy = "Save all in one format."
+        return [Finding(AMBER, what[0].upper() + what[1:], _semicolons(where, detail), remedy)]
+
+    saved = compare("saved_as", what_is_kept, saved_as)
     if saved:
         add(saved[0], saved[1].format("are"), resave, saved[2], probed)
     if key in ("good_defective", "train_test"):
@@ -759,21 +944,26 @@ def _leak(
         if colour:
             remedy = "Take all pictures with one camera and save them in one mode."
             add(colour[0], colour[1].format("are"), remedy, colour[2])
+    by_name = None if saved else compare("lossless_format", lossless_format)
     if looks is None:
-        return found
+        return found + same_format(by_name)
     past = compare("pixels_were", lambda path: _past(looks[path]))
     if past and not saved:
         hidden = "the files do not show that they were saved before"
         add(past[0], "by their pixels " + past[1].format("are"), resave, hidden, past[2], probed)
+    if not (past or probed):
+        found += same_format(by_name)
     if probed and not (saved or past):
-        # Without a quality that differs this is no proof: a pattern of 8 pixels does it too.
+        # Alone this is no proof, for a pattern of 8 pixels does it too. With a number beside it the
+        # files, or what was made of the pixels before, differ throughout.
         add(
-            AMBER,
+            RED if trivial else AMBER,
             f"{one.called} and {other.called} differ on the grid of 8x8 pixels that JPEG works on",
             "Find out how each was saved and processed; take the pictures again if it was not the "
             "same.",
             probed,
-            "they may have been saved twice, or with a quality of 98 and more",
+            f"one number does it, too: {_aurocs(trivial)}" if trivial else "",
+            "they may have been saved twice, with a quality of 98 and more, or as WebP, or resized",
         )
     fine = _probe(seen, numbers, one, other, "grain", leak_probe.GRAIN_NOISE)
     row["grain"] = _as_dict(fine)
@@ -836,15 +1026,15 @@ def _as_dict(one: Separation | None) -> dict[str, float] | None:
     return None if one is None else {"auroc": round(one.auroc, 4), "lower": round(one.lower, 4)}
 
 
-def _trivial(seen: Survey, figures: dict[str, Any]) -> list[Finding]:
-    """What one number per picture tells: good from defective, train from test."""
+def _trivial(seen: Survey, figures: dict[str, Any]) -> _Trivial:
+    """The means and AUROCs of the numbers, into the figures, and which of them tell."""
     looks = seen.looks
     sides = {
         side: seen.paths(role)
         for side, role in (("train", "train"), ("good", "good"), ("defective", "defect"))
     }
     if looks is None or not (sides["train"] or sides["good"]):
-        return []
+        return _Trivial([], [])
     figures["trivial"] = {}
     alone, shifted = [], []
     for name in NUMBERS:
@@ -864,19 +1054,29 @@ def _trivial(seen: Survey, figures: dict[str, Any]) -> list[Finding]:
                 shifted.append((name, split.auroc))
         if len(good) and len(defective):
             # As in tools.trivial: |z| without its division.
-            middle = train.mean() if len(train) else good.mean()
-            both = separation(np.abs(good - middle), np.abs(defective - middle))
+            if len(train):
+                far_good, far = np.abs(good - train.mean()), np.abs(defective - train.mean())
+            elif len(good) > 1:
+                # Each from the mean of the others: its own would draw the mean towards it.
+                far_good = np.abs(good - good.mean()) * len(good) / (len(good) - 1)
+                far = np.abs(defective - good.mean())
+            else:
+                continue
+            both = separation(far_good, far)
             row["auroc"] = round(both.auroc, 4)
             if min(both.pictures) >= leak_probe.LEAST_PICTURES and _tells(both):
                 alone.append((name, both.auroc))
-    found = [_shift(figures["trivial"], shifted)] if shifted else []
-    alone = [one for one in alone if one[0] not in dict(shifted)]
+    return _Trivial(alone, shifted)
+
+
+def _trivial_findings(told: _Trivial, figures: dict[str, Any]) -> list[Finding]:
+    found = [_shift(figures["trivial"], told.shifted)] if told.shifted else []
+    alone = [one for one in told.alone if one[0] not in dict(told.shifted)]
     if alone:
-        texts = [f"{NUMBER_WORDS.get(name, name)} (AUROC {auroc:.2f})" for name, auroc in alone]
         found.append(
             Finding(
                 AMBER,
-                f"Good and defective pictures are told apart by nothing but {_and(texts)}",
+                f"Good and defective pictures are told apart by nothing but {_aurocs(alone)}",
                 remedy="If light, lens or distance did it, take the pictures again; if the defects "
                 "did, a method has shown something only by what it does better.",
             )
@@ -913,6 +1113,20 @@ def mostly(kinds: Counter) -> str:
     total = kinds.total()
     parts = [f"{count / total:.0%} {kind}" for kind, count in kinds.most_common(3)]
     return _and(parts) if len(kinds) <= 3 else ", ".join(parts) + ", …"
+
+
+def _semicolons(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
+
+
+def _aurocs(numbers: Sequence[tuple[str, float]]) -> str:
+    """Names of numbers with what each tells, whichever way it goes."""
+    return _and(
+        [
+            f"{NUMBER_WORDS.get(name, name)} (AUROC {max(auroc, 1 - auroc):.2f})"
+            for name, auroc in numbers
+        ]
+    )
 
 
 def _and(parts: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tools.check_data import NUMBER_WORDS, mostly
+from tools.check_data import NUMBER_WORDS, PAIRS, mostly
+from tools.data_survey import INSPECTION_SET
 
 WIDTH = 100
 SIDES = ("train", "good", "defective")
@@ -32,7 +33,7 @@ def report(figures: dict[str, Any]) -> str:
     blocks = [
         [f"{figures['data']}: {figures['layout']}"],
         _folders(figures["folders"]),
-        _trivial(figures.get("trivial", {})),
+        _trivial(figures.get("trivial", {}), figures["layout"]),
         _probes(figures["leaks"]),
     ]
     if figures["quick"]:
@@ -91,31 +92,44 @@ def _short(kinds: dict[str, int]) -> str:
     return text.replace(" of quality about", "").replace(" of quality", "")
 
 
-def _trivial(trivial: dict[str, dict[str, Any]]) -> list[str]:
+def _trivial(trivial: dict[str, dict[str, Any]], layout: str) -> list[str]:
+    # Only the columns that have a figure, and what each is.
+    sides = [side for side in SIDES if any(row[side] is not None for row in trivial.values())]
+    heads, legend = {}, []
+    if any("auroc" in row for row in trivial.values()):
+        heads["auroc"] = "AUROC"
+        legend.append(
+            "AUROC: of the distance from train's mean, good against defective pictures of test"
+            if layout == INSPECTION_SET
+            else "AUROC: of the distance from the mean of the (other) good pictures, good against "
+            "defective"
+        )
+    if any("auroc_train_test" in row for row in trivial.values()):
+        heads["auroc_train_test"] = "train/test"
+        legend.append(
+            "train/test: of the number itself, good pictures of train against good ones of test"
+        )
+    if not heads:
+        return []
     rows = []
     for name, row in trivial.items():
-        values = [row[side] for side in SIDES if row[side] is not None]
+        values = [row[side] for side in sides if row[side] is not None]
         if name in ("aspect", "megapixels") and np.allclose(values, values[0]):
             # The same for all, as it should be; there are no news in it.
             continue
-        cells = ["" if row[side] is None else f"{row[side]:.4g}" for side in SIDES]
-        cells += [f"{row[key]:.2f}" if key in row else "" for key in ("auroc", "auroc_train_test")]
+        cells = ["" if row[side] is None else f"{row[side]:.4g}" for side in sides]
+        cells += [f"{row[key]:.2f}" if key in row else "" for key in heads]
         rows.append([NUMBER_WORDS.get(name, name), *cells])
-    if not rows or not any("auroc" in row or "auroc_train_test" in row for row in trivial.values()):
-        return []
-    return [
-        *_table(["mean of", *SIDES, "AUROC", "train/test"], rows, right={1, 2, 3, 4, 5}),
-        "AUROC: of the distance from train's mean, good against defective pictures of test;",
-        "train/test: of the number itself, good pictures of train against good ones of test",
-    ]
+    heads_of_table = ["mean of", *sides, *heads.values()]
+    right = set(range(1, len(heads_of_table)))
+    return [*_table(heads_of_table, rows, right), *legend]
 
 
 def _probes(leaks: dict[str, dict[str, Any]]) -> list[str]:
-    names = {"good_defective": "good and defective", "train_test": "good of train and of test"}
     rows = [
-        [names[key], *("" if row[one] is None else f"{row[one]['auroc']:.2f}" for one in KINDS)]
+        [PAIRS[key], *("" if row[one] is None else f"{row[one]['auroc']:.2f}" for one in KINDS)]
         for key, row in leaks.items()
-        if key in names and row.get("block_traces")
+        if key in PAIRS and row.get("block_traces")
     ]
     if not rows:
         return []

@@ -10,6 +10,7 @@ A survey of a folder of pictures: which there are, in which roles, and what is r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +98,11 @@ class Survey:
     broken : dict of Path to str
         Why a picture cannot be read.
     empty_folders : tuple of str
-        Folders of classes that hold no picture.
+        Folders of classes that hold no picture; ``test`` where it holds no folder.
     unread : tuple of Path
         Pictures in these folders that are passed over because of their suffix.
+    not_looked_at : tuple of str
+        Folders with pictures that no command looks at, because of where they are.
     """
 
     root: Path
@@ -110,6 +113,7 @@ class Survey:
     broken: dict[Path, str]
     empty_folders: tuple[str, ...]
     unread: tuple[Path, ...]
+    not_looked_at: tuple[str, ...]
 
     def paths(self, *roles: str) -> list[Path]:
         """Of these roles (none: all), in order, without the broken ones."""
@@ -126,7 +130,7 @@ class Survey:
 
     def short(self, path: Path) -> str:
         """The name of a file within the set."""
-        return printable(path.relative_to(self.root).as_posix())
+        return shown(path.relative_to(self.root).as_posix())
 
     def some(self, paths: Sequence[Path], most: int = 3) -> str:
         """The first few names, and how many more."""
@@ -136,6 +140,14 @@ class Survey:
     def same_class(self, first: Path, second: Path) -> bool:
         """Whether both are said to show the same: train/good and test/good are one class."""
         return self.layout == GOOD_ONLY or first.parent.name == second.parent.name
+
+
+def shown(path: Path | str) -> str:
+    """The name of a file in one line: what a terminal would obey is written as an escape."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode()
+        for one in printable(path)
+    )
 
 
 def survey(root: Path, quick: bool = False, progress: bool = True) -> Survey:
@@ -159,26 +171,32 @@ def survey(root: Path, quick: bool = False, progress: bool = True) -> Survey:
     InputError
         If the folder does not exist, cannot be listed, or holds no pictures in any of the ways.
     """
-    if not root.is_dir():
-        raise InputError(f"{printable(root)}: no such folder")
     try:
+        if not root.is_dir():
+            what = "is a file, wanted a folder" if root.exists() else "no such folder"
+            raise InputError(f"{shown(root)}: {what}")
         layout, folders = _folders_and_roles(root)
         groups, empty_folders, unread = [], [], []
         for folder, role in folders:
-            name = printable(folder.relative_to(root).as_posix())
+            name = shown(folder.relative_to(root).as_posix())
             paths, passed_over = _pictures(folder)
             unread += passed_over
             if paths:
                 groups.append(Group(name, role, tuple(paths)))
             else:
                 empty_folders.append(name)
+        test = root / "test"
+        parents = {folder.parent for folder, _ in folders}
+        if layout == INSPECTION_SET and test.is_dir() and test not in parents:
+            empty_folders.append("test")
+        not_looked_at = _not_looked_at(root, layout, [folder for folder, _ in folders])
     except OSError as error:
-        raise InputError(f"{printable(root)}: cannot be read: {error.strerror}") from None
+        raise InputError(f"{shown(root)}: cannot be read: {error.strerror}") from None
     if not groups or (layout == INSPECTION_SET and groups[0].role != "train"):
         wanted = "holds neither train/good, nor pictures, nor folders of pictures"
         if layout == INSPECTION_SET:
             wanted = "train/good holds no picture"
-        raise InputError(f"{printable(root)}: {wanted}")
+        raise InputError(f"{shown(root)}: {wanted}")
     headers = {path: read_header(path) for group in groups for path in group.paths}
     looks = None
     if quick:
@@ -186,7 +204,15 @@ def survey(root: Path, quick: bool = False, progress: bool = True) -> Survey:
     else:
         looks, broken = _look_at_all(headers, progress)
     return Survey(
-        root, layout, tuple(groups), headers, looks, broken, tuple(empty_folders), tuple(unread)
+        root,
+        layout,
+        tuple(groups),
+        headers,
+        looks,
+        broken,
+        tuple(empty_folders),
+        tuple(unread),
+        tuple(shown(folder.relative_to(root).as_posix()) for folder in not_looked_at),
     )
 
 
@@ -227,6 +253,29 @@ def _pictures(folder: Path) -> tuple[list[Path], list[Path]]:
         return list_pictures(folder), passed_over
     except InputError:
         return [], passed_over
+
+
+def _not_looked_at(root: Path, layout: str, known: list[Path]) -> list[Path]:
+    """Folders with pictures inside, or beside, the known ones."""
+    found = []
+    if layout == INSPECTION_SET:
+        for parent in (root / "train", root / "test"):
+            if parent.is_dir() and any(is_picture(one) for one in parent.iterdir()):
+                found.append(parent)
+        beside = [one for one in folders(root / "train") if one not in known]
+        found += [one for one in beside if _holds_pictures(one)]
+    for folder in known:
+        found += [one for one in folders(folder) if _holds_pictures(one)]
+    return found
+
+
+def _holds_pictures(folder: Path) -> bool:
+    """Whether a picture is in a folder, however deep; what may not be read is left out."""
+    return any(
+        is_picture(Path(name)) and not name.startswith(".")
+        for _, _, names in os.walk(folder)
+        for name in names
+    )
 
 
 def _look_at_all(

@@ -20,9 +20,11 @@ import numpy as np
 
 from edge_app.errors import InputError
 from edge_app.preprocess import Preprocessing, prepare
-from edge_app.sources.folder import list_pictures, read_picture
+from edge_app.sources.folder import list_pictures, printable, read_picture
 
 GOOD = "good"
+# Where a mask is at least so bright, of 255, is the defect.
+MARKED = 128
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,18 @@ def read_inspection_set(data_dir: Path | str) -> InspectionSet:
     Raises
     ------
     InputError
-        If the folder, ``train/good`` or ``test`` is missing or holds no picture.
+        If the folder, ``train/good`` or ``test`` is missing or holds no picture, or a folder may
+        not be read.
     """
     data_dir = Path(data_dir)
+    try:
+        return _read_inspection_set(data_dir)
+    except OSError as error:
+        where = data_dir if error.filename is None else error.filename
+        raise InputError(f"{printable(where)}: cannot be read: {error.strerror}") from None
+
+
+def _read_inspection_set(data_dir: Path) -> InspectionSet:
     if not data_dir.is_dir():
         raise InputError(f"{data_dir}: no such folder")
     train_good_dir, test_dir = data_dir / "train" / GOOD, data_dir / "test"
@@ -169,12 +180,12 @@ def read_prepared(
 
 def read_mask(path: Path | str, shape: tuple[int, int]) -> np.ndarray:
     """
-    Where the defect is.
+    Where the defect is in a defective picture.
 
     Parameters
     ----------
     path : Path or str
-        A picture that is black where the part is good.
+        A picture that is black where the part is good. One that is black all over marks nothing.
     shape : (int, int)
         Height and width of the picture that the mask belongs to.
 
@@ -187,13 +198,19 @@ def read_mask(path: Path | str, shape: tuple[int, int]) -> np.ndarray:
     Raises
     ------
     InputError
-        If the file cannot be decoded or has another size than the picture.
+        If the file cannot be decoded, has another size than the picture, or marks the defect too
+        dark: with 1, say, as programs for labels do.
     """
-    mask = read_picture(path).max(axis=2) >= 128
+    values = read_picture(path).max(axis=2)
+    mask = values >= MARKED
     if mask.shape != tuple(shape):
         raise InputError(
             f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} pixels, "
             f"wanted {shape[1]}x{shape[0]} as its picture"
+        )
+    if values.any() and not mask.any():
+        raise InputError(
+            f"{path}: the mask is marked with {values.max()} at most, wanted 255 on the defect"
         )
     return mask
 

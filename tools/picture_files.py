@@ -36,6 +36,11 @@ COLOURS = {
     "RGBA": "colour with alpha",
     "CMYK": "CMYK",
 }
+# Pillow's modes of TIFF files with whole or floating-point numbers of 32 bits.
+DEEP_MODES = ("I", "F")
+LOSSLESS = ("PNG", "BMP", "TIFF")
+# Pillow's names of what a TIFF file may hold inside that loses something.
+LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 ORIENTATION = 274  # the EXIF tag
 HASH_CHARACTERS = 6
 # Table K.1 of the JPEG standard (ITU-T T.81), luminance, by rows.
@@ -96,8 +101,10 @@ class Header:
         Short fingerprint of the quantisation tables of a JPEG file.
     jpeg_quality : int or None
         libjpeg's quality, 1 to 100, whose luminance table comes nearest.
+    lossless : bool
+        Whether all files of this format hold the pixels as they were. WebP may or may not.
     problem : str or None
-        Why the header cannot be read.
+        Why the picture cannot be read, as far as the header tells.
     """
 
     path: Path
@@ -108,6 +115,7 @@ class Header:
     orientation: int = 1
     jpeg_tables: str | None = None
     jpeg_quality: int | None = None
+    lossless: bool = False
     problem: str | None = None
 
     @property
@@ -148,6 +156,10 @@ def read_header(path: Path) -> Header:
             with Image.open(path) as picture:
                 tables = getattr(picture, "quantization", None)
                 file_format = "JPEG" if picture.format == "MPO" else str(picture.format)
+                problem = None
+                if file_format == "TIFF" and picture.mode in DEEP_MODES:
+                    problem = "32 bits a channel, which OpenCV does not decode as a picture"
+                    problem = f"{printable(path)}: {problem}"
                 return Header(
                     path=path,
                     file_bytes=file_bytes,
@@ -157,12 +169,18 @@ def read_header(path: Path) -> Header:
                     orientation=_orientation(picture),
                     jpeg_tables=_fingerprint(tables) if tables else None,
                     jpeg_quality=_quality(tables[min(tables)]) if tables else None,
+                    lossless=_lossless(file_format, picture.info.get("compression")),
+                    problem=problem,
                 )
     except UnidentifiedImageError:
         problem = "is no picture" if file_bytes else "is empty"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         problem = str(getattr(error, "strerror", None) or error)
     return Header(path, file_bytes, problem=f"{printable(path)}: {problem}")
+
+
+def _lossless(file_format: str, compression: object) -> bool:
+    return file_format in LOSSLESS and not (file_format == "TIFF" and compression in LOSSY_TIFF)
 
 
 def _orientation(picture) -> int:
