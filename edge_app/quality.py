@@ -3,8 +3,8 @@ Quality: may this picture be judged at all, or is it dark, overexposed, blurred,
 
 Only a few rows of the picture are read, each with its neighbours at full resolution, so that a
 blur of two pixels is seen in a large frame too; a picture reduced without interpolation would hide
-it. Exposure is the histogram of a sample of their colour values. Sharpness is the share of the
-coarse detail that is fine as well, from the structure function of the levels,
+it. Exposure is the histogram of a sample of their grey levels. Sharpness is the share of the coarse
+detail that is fine as well, from the structure function of the levels,
 
     S(d) = mean of (I(x + d) - I(x))^2        sharpness = sqrt((S(2) - S(1)) / (S(D) - S(1)))
 
@@ -40,20 +40,20 @@ from edge_app.preprocess import region_box
 # large frame as many as make 160 x 160 pixels, at least 8.
 MOST_ROWS, LEAST_ROWS, PIXELS = 20, 8, 160 * 160
 # Exposure, and whether it is the same picture again, need fewer pixels: every second row of these,
-# and of its bytes so many that a sample of this size is left. On screws, tiles and phone pictures
-# shadows and highlights were the same as of all pixels to 3 %.
+# and of their pixels so many that a sample of at most this size is left. On screws, tiles and phone
+# pictures shadows and highlights were the same as of all pixels to 3 %.
 SECOND, SAMPLE = 2, 2048
 # The coarse distance as a share of the longer side: wider than a defocused edge, narrower than a
 # part, and too short for the fall of the light towards the corners to count as detail.
 COARSE_SHARE = 1 / 16
 # A direction with less than this share of the coarse detail (its mean square) is not judged.
 LEAST_DIRECTION = 0.1
-# Levels of a colour: sensors and video (black is 16 there) never reach 20 where there is light; 250
-# is where the first colour of a grey pixel clips.
+# Grey levels: sensors and video (black is 16 there) never reach 20 where there is light; 250 is
+# where the first colour of a grey pixel clips.
 DARK, CLIPPED = 20, 250
-# Shadows and highlights: the levels that a tenth of the sample lies below and above. A part in a
-# plain view moves one of them, the light moves both. All colours count alike, so that a station
-# lit in red is not dark.
+# Shadows and highlights: the grey levels that a tenth of the sample lies below and above. A part in
+# a plain view moves one of them, the light moves both. They are grey levels in every bundle: what
+# is learnt and what is checked must have one unit.
 TAIL = 0.1
 # Shadows of good pictures below this are the sensor's black level and do not follow the light.
 LEAST_SHADOWS = 5.0
@@ -96,9 +96,9 @@ class Measures:
     Attributes
     ----------
     shadows, highlights : float
-        Level that a tenth of the colour values is below, and above, 0 to 255.
+        Grey level that a tenth of the pixels is below, and above, 0 to 255.
     clipped_share, dark_share : float
-        Share of the colour values at the top, and at black, 0 to 1.
+        Share of the pixels whose grey level is at the top, and at black, 0 to 1.
     sharpness : float
         Fine detail over coarse detail, 0 (none is fine) to about 0.7 (all of it is); 0.2 to 0.4
         in most sharp pictures. 0 also where there is no detail; see `contrast`.
@@ -310,8 +310,9 @@ def check(
         return None, memory
     view = _cut(frame_bgr, region)
     look = _look(view.shape)
-    content = view[look.sampled].tobytes()
     if live:
+        # All colours of all the sampled rows: of a still scene the noise alone is new.
+        content = view[look.sampled].tobytes()
         same = content == memory.sample
         memory = Memory(content, memory.equal + 1 if same else 1)
     reason = None
@@ -319,7 +320,7 @@ def check(
         bounds = _bounds(limits, margin)
         sharpness, contrast = _detail(view, look)
         # Nearly every picture is plainly well lit; only of others is more looked at.
-        sample = content[:: look.stride]
+        sample = _sample(view, look)
         if not _well_lit(sample, bounds):
             measures = Measures(*_light(sample), sharpness, contrast)
             reason = _exposure(measures, limits, margin)
@@ -337,12 +338,16 @@ def sees_nothing(
     Whether a picture is black or white all over: a covered lens, a lamp in it.
 
     A view that `check` refuses and in which no part is found is an empty station, which may well
-    be darker than any part; unless it is this.
+    be darker than any part; unless it is this. Light of one colour is light, though the grey level
+    of blue is a ninth of it: black is what is black as the mean of its colours as well.
     """
     view = _cut(frame_bgr, region)
     look = _look(view.shape)
-    _, _, clipped_share, dark_share = _light(view[look.sampled].tobytes()[:: look.stride])
-    return max(clipped_share, dark_share) > MOST_SHARE
+    _, _, clipped_share, dark_share = _light(_sample(view, look))
+    if dark_share <= MOST_SHARE:
+        return clipped_share > MOST_SHARE
+    sums = view[look.sampled].sum(axis=2)
+    return float((sums <= 3 * DARK).mean()) > MOST_SHARE
 
 
 @dataclass(frozen=True)
@@ -455,6 +460,10 @@ def _blur(
     bounds = _bounds(limits, margin)
     if sharpness >= bounds.least_sharpness:
         return None
+    # No blur is less sharp than slopes. Good pictures that are show nothing but noise or even fine
+    # texture, whose share of coarse detail is chance: of such, sharpness says nothing.
+    if limits.sharpness[0] <= slopes / SLOPES:
+        return None
     good = f"good pictures from {limits.sharpness[0]:.2f}"
     if contrast >= bounds.least_contrast:
         return f"quality: blurred (sharpness {sharpness:.2f}, {good})"
@@ -510,7 +519,7 @@ class _Look:
     sampled : slice
         The rows that are sampled for the exposure and compared with those of the last picture.
     stride : int
-        Every so many of their bytes are sampled, of all colours in turn.
+        Every so many of their pixels are sampled.
     reach : int
         The coarse distance, pixels.
     slopes : float
@@ -535,9 +544,9 @@ def _look(shape: tuple[int, int, int]) -> _Look:
     step = room // count
     first = (room - step * (count - 1) - 1) // 2
     end = first + step * (count - 1) + 1
-    # In step with neither the colours nor the rows.
-    stride = max(1, -(-count // SECOND) * width * 3 // SAMPLE)
-    while math.gcd(stride, 3 * width) > 1:
+    # Out of step with the rows, or the same columns would be sampled in each.
+    stride = -(-(-(-count // SECOND) * width) // SAMPLE)
+    while math.gcd(stride, width) > 1:
         stride += 1
     return _Look(
         slice(first, end, step),
@@ -551,8 +560,17 @@ def _look(shape: tuple[int, int, int]) -> _Look:
 
 def _measure(view: np.ndarray) -> Measures:
     look = _look(view.shape)
-    light = _light(view[look.sampled].tobytes()[:: look.stride])
-    return Measures(*light, *_detail(view, look))
+    return Measures(*_light(_sample(view, look)), *_detail(view, look))
+
+
+def _sample(view: np.ndarray, look: _Look) -> bytes:
+    """
+    Grey levels of some pixels.
+
+    Of whole rows, and then some of them: OpenCV copies what is not in one piece before it turns it
+    into grey, which costs more than the pixels that are thrown away.
+    """
+    return cv2.cvtColor(view[look.sampled], cv2.COLOR_BGR2GRAY).tobytes()[:: look.stride]
 
 
 def _light(sample: bytes) -> tuple[float, float, float, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 
 import cv2
 import numpy as np
@@ -94,7 +96,10 @@ def test_the_figures_are_those_of_the_json(parts, nut_bundle, nut_path, tmp_path
     argv = ["evaluate", "--bundle", nut_path, "--data", parts, "--json", out]
     assert tools([str(arg) for arg in argv]) == 0
     written = json.loads(out.read_text())
-    inspector = Inspector(nut_bundle, load_config().decision, "single", 1, heatmaps=False)
+    config = load_config()
+    inspector = Inspector(
+        nut_bundle, config.decision, "single", 1, heatmaps=False, quality=config.quality
+    )
     wanted = json.loads(json.dumps(evaluate(inspector, read_inspection_set(parts), False)))
     for figures in (written, wanted):
         assert figures.pop("latency_ms")["p50"] > 0
@@ -109,3 +114,69 @@ def test_what_cannot_be_written_is_said_before_the_work(parts, nut_path, tmp_pat
     assert tools([str(arg) for arg in argv]) == 2
     said = capsys.readouterr()
     assert "cannot be written" in said.err and said.out == ""
+
+
+def test_a_picture_that_the_device_refuses_is_unknown(parts, nut_path, tmp_path, capsys):
+    root = tmp_path / "s"
+    shutil.copytree(parts, root)
+    bent = root / "test" / "bent" / "2.png"
+    cv2.imwrite(str(bent), cv2.GaussianBlur(cv2.imread(str(bent)), (0, 0), 4))
+    argv = ["evaluate", "--bundle", nut_path, "--data", root, "--json", tmp_path / "figures.json"]
+    argv += ["--report", tmp_path / "page.html"]
+    assert tools([str(arg) for arg in argv]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["images"]["test_defective"] == {"images": 5, "NG": 2, "EMPTY": 2, "UNKNOWN": 1}
+    assert "quality: blurred" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kept", ["good", "bent"])
+def test_one_kind_of_picture_alone_is_refused_before_the_work(
+    parts, nut_path, tmp_path, capsys, kept
+):
+    shutil.copytree(parts / "train", tmp_path / "s" / "train")
+    shutil.copytree(parts / "test" / kept, tmp_path / "s" / "test" / kept)
+    out = tmp_path / "new" / "figures.json"
+    argv = ["evaluate", "--bundle", nut_path, "--data", tmp_path / "s", "--json", out]
+    assert tools([str(arg) for arg in argv]) == 2
+    said = capsys.readouterr()
+    counts = "4 good and 0 defective" if kept == "good" else "0 good and 3 defective"
+    assert f"s: the test split has {counts} pictures, wanted at least one of each" in said.err
+    # Nothing was begun.
+    assert said.out == "" and not out.parent.exists()
+
+
+def test_figures_and_page_in_one_file_are_refused(parts, nut_path, tmp_path, capsys):
+    argv = ["evaluate", "--bundle", nut_path, "--data", parts, "--json", tmp_path / "out"]
+    argv += ["--report", tmp_path / "." / "new" / ".." / "out"]
+    assert tools([str(arg) for arg in argv]) == 2
+    said = capsys.readouterr()
+    assert "got for both --json and --report" in said.err and said.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_full_disk_is_one_sentence(parts, nut_path, capsys):
+    argv = ["evaluate", "--bundle", nut_path, "--data", parts, "--json", "/dev/full"]
+    assert tools([str(arg) for arg in argv]) == 2
+    said = capsys.readouterr().err
+    assert "/dev/full: cannot be written: No space left on device" in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX alone")
+def test_a_name_that_is_not_utf8_is_written_with_escapes(parts, nut_path, tmp_path, capsys):
+    """As a ZIP archive from a computer with Latin-1 leaves it."""
+    root = os.path.join(tmp_path, os.fsdecode(b"tr\xe4ger"))
+    try:
+        shutil.copytree(parts, root)
+        os.rename(f"{root}/test/bent", os.fsdecode(os.fsencode(root) + b"/test/n\xe4sse"))
+    except OSError:
+        pytest.skip("the file system keeps no such names")
+    argv = ["evaluate", "--bundle", nut_path, "--data", root]
+    argv += ["--json", tmp_path / "figures.json", "--report", tmp_path / "page.html"]
+    assert tools([str(arg) for arg in argv]) == 0
+    said = capsys.readouterr().out.encode()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["data"] == "tr\\xe4ger" and list(figures["per_defect"]) == ["gone", "n\\xe4sse"]
+    assert figures["per_defect"]["n\\xe4sse"]["images"] == 3 and b"n\\xe4sse" in said
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<bdi>n\\xe4sse</bdi></td><td>3</td>" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -23,8 +24,6 @@ from edge_app.quality import (
     read_limits,
     sees_nothing,
 )
-
-RNG = np.random.default_rng(0)
 
 
 def reason_of(frame, limits, margin=1.0, region=None):
@@ -123,15 +122,64 @@ def test_a_part_of_which_no_outline_is_left_is_blurred(kind, sigma, limits, stil
 
 @pytest.mark.parametrize("colour", [0, 1, 2])
 def test_a_station_lit_in_one_colour_is_not_dark(colour, still_frames):
-    """The grey of deep red light is black nearly."""
+    """The grey of blue light is a ninth of it, black nearly."""
     lit = np.zeros_like(still_frames["good"][0]), np.zeros_like(still_frames["good"][1])
     for picture, frame in zip(lit, still_frames["good"][:2], strict=True):
         picture[..., colour] = frame[..., colour]
     assert not sees_nothing(lit[0])
+    assert not sees_nothing(cv2.convertScaleAbs(lit[0], alpha=0.7))
     limits = learn_limits([measure(lit[0])] * 20)
     assert reason_of(lit[1], limits) is None
     assert reason_of(cv2.convertScaleAbs(lit[1], alpha=0.3), limits).startswith("quality: too dark")
     assert reason_of(cv2.convertScaleAbs(lit[1], alpha=4), limits).startswith("quality: overexpos")
+
+
+@pytest.mark.parametrize("bgr", [(200, 90, 10), (10, 10, 255), (250, 5, 5), (0, 255, 255)])
+def test_exposure_is_in_grey_levels_whatever_the_colour(bgr):
+    """The unit of every bundle; limits learnt in one and checked in another refuse good parts."""
+    frame = np.full((240, 320, 3), bgr, np.uint8)
+    grey = int(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)[0, 0])
+    measures = measure(frame)
+    assert (measures.shadows, measures.highlights) == (grey, grey)
+    assert (measures.dark_share, measures.clipped_share) == (0, 0)
+
+
+def test_limits_of_coloured_pictures_learnt_long_ago_hold():
+    """The section `quality` of a bundle of schema 1, learnt from ten pictures like this one."""
+    frame = np.full((240, 320, 3), (150, 80, 10), np.uint8)
+    cv2.circle(frame, (160, 120), 80, (10, 15, 230), -1, cv2.LINE_AA)
+    section = {
+        "images": 10,
+        "shadows": [67.0, 67.0],
+        "highlights": [78.0, 79.0],
+        "clipped_share": [0.0, 0.0],
+        "dark_share": [0.0, 0.0],
+        "sharpness": [0.22, 0.24],
+        "contrast": [20.0, 30.0],
+    }
+    assert reason_of(frame, read_limits(section)) is None
+    dim = cv2.convertScaleAbs(frame, alpha=0.4)
+    assert reason_of(dim, read_limits(section)).startswith("quality: too dark (")
+
+
+@pytest.mark.parametrize("levels_bgr", [(25, 8, 8), (8, 8, 30), (2, 2, 21)])
+def test_a_nearly_black_picture_shows_nothing_though_one_colour_is_raised(levels_bgr):
+    black = noisy(np.full((240, 320, 3), levels_bgr, np.uint8), 1.5)
+    assert sees_nothing(black)
+
+
+def test_where_good_pictures_are_fine_texture_alone_none_is_blurred():
+    """Sharpness is then the share of hardly any coarse detail: chance, and 0 in some."""
+    rng = np.random.default_rng(3)
+    flat = np.full((240, 320, 3), 120.0)
+    good = [(flat + rng.normal(0, 25, flat.shape)).astype(np.uint8) for _ in range(20)]
+    measured = [measure(frame) for frame in good]
+    assert min(one.sharpness for one in measured) == 0 < max(one.sharpness for one in measured)
+    limits = learn_limits(measured)
+    assert [reason_of(frame, limits) for frame in good] == [None] * 20
+    # Nor where the least is not quite 0, and still below that of slopes, 0.087 here.
+    limits = replace(limits, sharpness=(0.05, limits.sharpness[1]))
+    assert [reason_of(frame, limits) for frame in good] == [None] * 20
 
 
 def test_the_quick_look_at_the_light_finds_what_the_measures_find(still_frames):
@@ -202,7 +250,7 @@ def test_only_the_region_is_looked_at(limits, still_frames):
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 300), (300, 8), (9, 11), (37, 640)])
 def test_measures_any_view_that_may_be_judged(shape):
-    texture = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    texture = np.random.default_rng(0).integers(0, 256, (*shape, 1), dtype=np.uint8).repeat(3, 2)
     measures = measure(texture)
     assert all(np.isfinite(list(vars(measures).values())))
     assert measures.shadows < 80 and measures.highlights > 175

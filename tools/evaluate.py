@@ -12,7 +12,7 @@ import argparse
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from edge_app.align import Aligned
 from edge_app.arguments import refuse_unwritable, whole_from_1
 from edge_app.bundle import load_bundle
 from edge_app.config import load_config
+from edge_app.errors import InputError
 from edge_app.heatmap import ColourScale
 from edge_app.held_out import thumbnail
 from edge_app.inspector import Inspector, Seen
 from edge_app.preprocess import prepare, region_box
 from edge_app.records import Frame, Verdict
-from edge_app.sources.folder import read_picture
+from edge_app.sources.folder import printable, read_picture
 from tools.inspection_set import InspectionSet, TestPicture, read_inspection_set, read_mask
 
 # Maps as they are, not clipped to the overlay's colours: clipping would tie them.
@@ -71,29 +72,55 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate a bundle; see the module's docstring."""
     from tools.check_data import check, warn
 
+    _refuse_same_file(args.json, args.report)
     inspection_set = read_inspection_set(args.data)
+    _refuse_one_sided(inspection_set)
     bundle = load_bundle(args.bundle)
     for path in (args.json, args.report):
         if path is not None:
             refuse_unwritable(path)
     warn(args.data)
+    config = load_config()
     inspector = SeeingInspector(
-        bundle, load_config().decision, "single", args.threads, heatmaps=False
+        bundle, config.decision, "single", args.threads, heatmaps=False, quality=config.quality
     )
     judged = judge(inspector, inspection_set)
     figures = figures_of(inspector, inspection_set, judged)
     _print(figures, inspection_set)
     if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
-        print(f"figures: {args.json}")
+        try:
+            args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{printable(args.json)}: cannot be written: {error.strerror}"
+            ) from None
+        print(f"figures: {printable(args.json)}")
     if args.report is not None:
         from tools.evaluation_report import write_report
 
         findings = check(args.data)
         command = shlex.join(["python", "-m", "tools", *args.typed])
         write_report(args.report, inspector, inspection_set, judged, figures, command, findings)
-        print(f"report: {args.report}")
+        print(f"report: {printable(args.report)}")
     return 0
+
+
+def _refuse_same_file(figures: Path | None, page: Path | None) -> None:
+    """The page would be written over the figures."""
+    if figures is not None and page is not None and figures.resolve() == page.resolve():
+        raise InputError(
+            f"{printable(page)}: got for both --json and --report, wanted two different files"
+        )
+
+
+def _refuse_one_sided(inspection_set: InspectionSet) -> None:
+    """Before the work: no figure can be made of good or of defective pictures alone."""
+    is_anomaly = [picture.is_anomaly for picture in inspection_set.test]
+    if len(set(is_anomaly)) != 2:
+        raise InputError(
+            f"{printable(inspection_set.name)}: the test split has {is_anomaly.count(False)} good "
+            f"and {is_anomaly.count(True)} defective pictures, wanted at least one of each"
+        )
 
 
 class SeeingInspector(Inspector):
@@ -168,7 +195,8 @@ def judge(
     Parameters
     ----------
     inspector : Inspector
-        In mode `single`. A `SeeingInspector` aligns and encodes each picture once, another twice.
+        In mode `single`, with the device's quality settings. A `SeeingInspector` aligns and encodes
+        each picture once, another twice.
     inspection_set : InspectionSet
     progress : bool
         Whether to show a progress bar on stderr.
@@ -213,7 +241,7 @@ def figures_of(
         masks or map), and of each kind of map under `heatmaps`; `per_defect`, `trivial`,
         `threshold`, `false_reject_rate` (good pictures that are NG), `miss_rate` (defective ones
         that are OK), `latency_ms` from frame to decision, `images` with the counts of verdicts,
-        `bundle_sha256`.
+        `bundle_sha256`. What is not UTF-8 in a name is written as backslash escapes.
 
     Notes
     -----
@@ -223,6 +251,7 @@ def figures_of(
     from tools.metrics import au_pro, image_auroc, pixel_auroc
     from tools.trivial import trivial_figures
 
+    inspection_set = replace(inspection_set, name=printable(inspection_set.name))
     scores = [one.score for one in judged]
     is_anomaly = [one.picture.is_anomaly for one in judged]
     heatmaps = {}
@@ -313,8 +342,9 @@ def _per_defect(good: list[Judged], defective: list[Judged]) -> dict[str, dict[s
     from tools.metrics import image_auroc
 
     figures = {}
-    for defect in sorted({one.picture.defect for one in defective}):
-        these = [one for one in defective if one.picture.defect == defect]
+    # Folders of foreign archives have names that are not UTF-8 and no encoding can write.
+    for defect in sorted({printable(one.picture.defect) for one in defective}):
+        these = [one for one in defective if printable(one.picture.defect) == defect]
         both = good + these
         figures[defect] = {
             "image_auroc": image_auroc(

@@ -18,9 +18,10 @@ from edge_app.bundle import Bundle
 from edge_app.errors import InputError
 from edge_app.inspector import Inspector
 from edge_app.records import LOOP_STAGES
-from edge_app.sources.folder import read_picture
+from edge_app.sources.folder import printable, read_picture
 from tools.evaluate import Judged
 from tools.inspection_set import InspectionSet
+from tools.leak_probe import LEAST_PICTURES
 from tools.report_gallery import gallery
 from tools.report_groups import groups_section
 from tools.report_html import STYLE, count, image, mark, table, text
@@ -96,7 +97,7 @@ def write_report(
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        raise InputError(f"{printable(path)}: cannot be written: {error.strerror}") from None
 
 
 def report_page(
@@ -176,16 +177,11 @@ def _heading(bundle: Bundle, figures: Mapping[str, Any], interval: tuple[float, 
             f"{text(bundle.sha256[:12])}, made {text(made)}; test split of "
             f"{count(n_good, 'good picture')} and {count(n_bad, 'defective one')}.</p>",
             table("figures", head, ([text(cell) for cell in row] for row in rows)),
-            mark(*shows_anything(auroc, interval, _plain(best), alone[best])),
+            mark(*shows_anything(auroc, interval, _plain(best), alone[best], (n_good, n_bad))),
             '<p class="soft">AUROC is how often a defective picture scores above a good one: 0.5 '
-            "is guessing, 1 is always. Its interval comes from resampling the pictures"
-            + (
-                f"; every defective one is above every good one, so it cannot show how little "
-                f"{count(min(n_good, n_bad), 'picture')} of a kind may say"
-                if low == high == 1.0
-                else ""
-            )
-            + f". Trivial scores, each one number a picture: {text(others)}.</p>",
+            "is guessing, 1 is always. Its interval comes from resampling the pictures, and near 0 "
+            "or 1, where resampling shows too little, from their number (Hanley and McNeil). "
+            f"Trivial scores, each one number a picture: {text(others)}.</p>",
         ]
     )
 
@@ -195,10 +191,14 @@ def _plain(name: str) -> str:
 
 
 def shows_anything(
-    auroc: float, interval: tuple[float, float], best: str, trivial: float
+    auroc: float,
+    interval: tuple[float, float],
+    best: str,
+    trivial: float,
+    pictures: tuple[int, int],
 ) -> tuple[str, str]:
     """
-    Whether a bundle does what a number that knows nothing of parts does not.
+    Whether a bundle does what a trivial score does not.
 
     Parameters
     ----------
@@ -209,12 +209,20 @@ def shows_anything(
         Name of the best trivial score.
     trivial : float
         Its AUROC.
+    pictures : (int, int)
+        So many good ones and so many defective ones.
 
     Returns
     -------
     tone, sentence : str
-        For a mark.
+        For a mark; without a tone, and without a verdict, below `leak_probe.LEAST_PICTURES` of
+        either kind.
     """
+    if min(pictures) < LEAST_PICTURES:
+        return "", (
+            f"Too few pictures for a verdict on the bundle: {pictures[0]} good and {pictures[1]} "
+            f"defective, wanted at least {LEAST_PICTURES} of each."
+        )
     if trivial < interval[0]:
         return "fine", (
             f"The bundle shows something: {best}, the best of the trivial scores, reaches "
@@ -222,12 +230,12 @@ def shows_anything(
         )
     if trivial < auroc:
         return "amber", (
-            f"Not shown to be better than {best} alone, a number that knows nothing of parts: its "
-            f"{trivial:.4f} lies inside the interval. More test pictures would tell."
+            f"Not shown to be better than {best} alone, a trivial score: its {trivial:.4f} lies "
+            "inside the interval. More test pictures would tell."
         )
     return "red", (
-        f"The bundle shows nothing: {best} alone, a number that knows nothing of parts, orders the "
-        f"pictures at least as well ({trivial:.4f})."
+        f"The bundle shows nothing: {best} alone, a trivial score, orders the pictures at least as "
+        f"well ({trivial:.4f})."
     )
 
 
@@ -261,11 +269,11 @@ def _threshold(judged: Sequence[Judged], points: Sequence[WorkingPoint]) -> str:
     head = (
         "threshold",
         "at",
-        "good above, wanted",
+        "wanted",
         "held-out good above",
         "test good above",
         "defects above",
-        "defects called OK",
+        "defects OK",
     )
     at = {point.name: point for point in points}
     methods = "".join(
@@ -273,11 +281,18 @@ def _threshold(judged: Sequence[Judged], points: Sequence[WorkingPoint]) -> str:
         f"{text(at[name].method)}.</li>"
         for name in ("low", "high", "own")
     )
-    usual = [point.name for point in points] == ["low", "own", "high"]
-    order = "" if usual else (
-        "<p>The three do not stand in the usual order, low, own, high: the bundle's own was set "
-        "for a rate beyond theirs.</p>\n"
-    )  # fmt: skip
+    low, own, high = (at[name].threshold for name in ("low", "own", "high"))
+    order = ""
+    if low == own == high:
+        order = (
+            "<p>All three stand at one place: the held-out good pictures are too few, or too much "
+            "alike, to set them apart.</p>\n"
+        )
+    elif not low <= own <= high:
+        order = (
+            "<p>The three do not stand in the usual order, low, own, high: the bundle's own was "
+            "set in another way than theirs.</p>\n"
+        )
     unjudged = [sum(one.verdict not in JUDGED for one in rows) for rows in (good, defective)]
     aside = (
         f"<p>{unjudged[0]} of the {len(good)} good and {unjudged[1]} of the {len(defective)} "
@@ -292,14 +307,58 @@ def _threshold(judged: Sequence[Judged], points: Sequence[WorkingPoint]) -> str:
         "it; about one good part in twenty comes along. Above the <b>high</b> one it is clearly no "
         "good part: sort it out without asking.</p>\n"
         + table("working points", head, rows)
+        + "".join(f"\n{mark(*found)}" for found in kept_promises(good, points))
         + f"\n{aside}<ul>{methods}</ul>\n{order}"
         '<p class="soft">All three are set by scores of held-out good pictures alone, near-'
         "duplicates counted once; no test picture has a say. The high one stands where of a "
         "hundred sets of this size, of good parts alone, one would have a picture beyond it, if "
         "the tail of the held-out scores, without the pictures least like the rest, goes on as it "
-        "begins: so few pictures cannot prove a rate so low. Below each share: its exact 95 % "
-        "interval (Clopper and Pearson).</p>"
+        "begins: so few pictures cannot prove a rate so low. Wanted is the share of good parts "
+        "above it. Below each share: its exact 95 % interval (Clopper and Pearson).</p>"
     )
+
+
+def kept_promises(good: Sequence[Judged], points: Sequence[WorkingPoint]) -> list[tuple[str, str]]:
+    """
+    Whether as many good test pictures score above the thresholds as was wanted.
+
+    Parameters
+    ----------
+    good : sequence of Judged
+        Of good parts. What the device does not judge does not count.
+    points : sequence of WorkingPoint
+
+    Returns
+    -------
+    list of (tone, sentence)
+        For marks: 'red' where the exact 95 % interval lies above what was wanted, 'amber' where it
+        lies below; none where it holds it.
+    """
+    sure = [one for one in good if one.verdict in JUDGED]
+    beyond: dict[str, list[str]] = {"red": [], "amber": []}
+    for point in points:
+        above, _ = called(sure, point.threshold)
+        low, high = above.interval
+        if low <= point.wanted_rate <= high:
+            continue
+        beyond["red" if point.wanted_rate < low else "amber"].append(
+            f"{NAMES[point.name]}: {above.count} of {above.of} above it, {low:.1%} to {high:.1%}, "
+            f"wanted {_percent(point.wanted_rate)}"
+        )
+    said = {
+        "red": "More good test pictures score above a threshold than was wanted",
+        "amber": "Fewer good test pictures score above a threshold than was wanted",
+    }
+    why = {
+        "red": "The good parts of the test are not like those learnt, or of those learnt too few "
+        "were held out to set it. Expect good parts to be rejected as often as here.",
+        "amber": "It stands higher than it need: a lower one would find more.",
+    }
+    return [
+        (tone, f"{said[tone]} ({'; '.join(found)}). {why[tone]}")
+        for tone, found in beyond.items()
+        if found
+    ]
 
 
 def _percent(rate: float) -> str:
@@ -321,7 +380,7 @@ def _defects(
     """One line a kind of defect, with the picture of it that scores lowest."""
     rows = []
     for defect, row in figures["per_defect"].items():
-        these = [one for one in judged if one.picture.defect == defect]
+        these = [one for one in judged if printable(one.picture.defect) == defect]
         hardest = min(these, key=lambda one: one.score)
         name, view = hardest.picture.path.name, ""
         if len(rows) < MOST_EXAMPLES:
@@ -338,10 +397,10 @@ def _defects(
                 f"{view}<bdi>{text(name)}</bdi>, {hardest.score:.4g}",
             ]
         )
-    of_points = (f"called OK, {NAMES[point.name]}" for point in points)
+    of_points = (f"OK, {NAMES[point.name]}" for point in points)
     head = ("defect", "pictures", "AUROC", *of_points, "not judged", "hardest, its score")
     return (
-        "<h2>Which defects it finds</h2>\n<p>Called OK is what slips through at each of the three "
+        "<h2>Which defects it finds</h2>\n<p>OK is what slips through at each of the three "
         "thresholds. Not judged is EMPTY or UNKNOWN: no part found, or none that can be "
         "judged.</p>\n" + table("defects", head, rows)
     )

@@ -32,6 +32,8 @@ svg.plot text { font-family: system-ui, sans-serif !important; }
 figure .views img { width: 100%; max-height: 22rem; object-fit: contain; margin: 0; }
 figure .views img:first-child { grid-row: span 2; }
 td span { display: block; }
+td bdi { display: inline-block; vertical-align: middle; max-width: 10rem; white-space: normal;
+  overflow-wrap: break-word; }
 td img { display: inline-block; vertical-align: middle; margin-right: .4rem; }
 figure img.grid { image-rendering: pixelated; margin: 0; }
 .mark { border-radius: 6px; padding: .5rem .75rem; max-width: 46rem; background: var(--card); }

@@ -28,6 +28,7 @@ from edge_app.learnt_pictures import GOOD, unpack
 from edge_app.live.dial import Dial
 from edge_app.records import Verdict
 from edge_app.runtime import open_interpreter
+from tools.leak_probe import separation
 
 if TYPE_CHECKING:
     from tools.evaluate import Judged
@@ -103,8 +104,9 @@ def auroc_interval(
     The 95 % interval of the image AUROC, by resampling good and defective pictures.
 
     Percentiles of a bootstrap of each class by itself (Efron and Tibshirani, 1993). Where all
-    defective pictures score above all good ones, so they do in every resample: the interval is
-    then 1 to 1, whatever their number.
+    defective pictures score above all good ones, so they do in every resample, however few they
+    are: towards 0.5 the interval reaches at least as far as that of `leak_probe.separation`, whose
+    standard error is never that of a perfect 1 (Hanley and McNeil, 1982).
 
     Parameters
     ----------
@@ -130,6 +132,12 @@ def auroc_interval(
         below = np.cumsum(goods) - goods / 2
         aurocs[row] = bads @ below / (n_good * n_bad)
     low, high = np.quantile(aurocs, (0.025, 0.975))
+    found = separation(np.asarray(good), np.asarray(bad))
+    lower = max(found.lower, 0.0)
+    if found.auroc >= 0.5:
+        low = min(low, lower)
+    if found.auroc <= 0.5:
+        high = max(high, 1 - lower)
     return float(low), float(high)
 
 
@@ -152,18 +160,19 @@ def working_points(bundle: Bundle, threshold: float) -> list[WorkingPoint]:
     Returns
     -------
     list of WorkingPoint
-        Rising thresholds.
+        Rising thresholds; of equal ones first that of the higher wanted rate.
     """
     section = bundle.manifest["threshold"]
     scores, groups, odd, counted = _held_out(bundle)
     dial = Dial.of(scores, section)
-    points = [("own", threshold, section["method"], section["wanted_rate"])]
+    points = []
     for name, rate in (("low", LOW_RATE), ("high", NEVER / len(scores))):
         found = calibrate(scores[counted], rate, groups[counted], odd)
         points.append((name, found.value, found.method, rate))
+    points.insert(1, ("own", threshold, section["method"], section["wanted_rate"]))
     return [
         WorkingPoint(name, value, method, rate, replace(dial, value=value).expected())
-        for name, value, method, rate in sorted(points, key=lambda point: point[1])
+        for name, value, method, rate in sorted(points, key=lambda point: (point[1], -point[3]))
     ]
 
 
