@@ -329,3 +329,13 @@ def test_what_a_killed_process_had_begun_is_cleared_away(tmp_path):
     with new_folder(tmp_path / "run"):
         assert not dead.exists()
     assert other.is_dir() and alive.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("[]", "wanted an object"), ('{"x": 1}', "has no alp")]
+)
+def test_a_run_json_of_another_kind_is_one_sentence(run_dir, tmp_path, text, words):
+    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "encoder.keras").write_bytes((run_dir / "encoder.keras").read_bytes())
+    with pytest.raises(InputError, match=words):
+        encoder_from(tmp_path)

@@ -461,7 +461,8 @@ def _network(args: argparse.Namespace, aspect: float) -> tuple[keras.Model, dict
         if not (args.no_decoder or args.encoder_only):
             steps.append(record.get("decoder", {}).get("command_line"))
         before = [shlex.join(["python", "-m", "tools", *step]) for step in steps if step]
-        return network, _origin(record["weights"], record, before)
+        start = record.get("weights") or {"name": Path(weights).name, "sha256": None}
+        return network, _origin(start, record, before)
     alpha = args.alpha or DEFAULT_ALPHA if weights == "imagenet" else read_alpha(weights)
     size, embedding_layer, patch_layer = choose_input(alpha, args.preset, aspect)
     if args.size:

@@ -526,10 +526,8 @@ def load_run(run_dir: str | Path) -> tuple[keras.Model, dict]:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{folder / 'run.json'}: not JSON ({error})") from error
-    missing = {"alpha", "size", "embedding_layer", "patch_layer", "weights"}
-    missing -= set(run) if isinstance(run, dict) else set()
-    if missing:
-        raise InputError(f"{folder / 'run.json'}: has no {', '.join(sorted(missing))}")
+    if not isinstance(run, dict):
+        raise InputError(f"{folder / 'run.json'}: wanted an object, got {type(run).__name__}")
     try:
         encoder = keras.models.load_model(folder / "encoder.keras", compile=False)
     except Exception as error:
@@ -587,6 +585,9 @@ def encoder_from(
             map_layers,
         )
     trained, run = load_run(weights)
+    missing = {"alpha", "size", "embedding_layer", "patch_layer"} - set(run)
+    if missing:
+        raise InputError(f"{weights}: run.json has no {', '.join(sorted(missing))}")
     if alpha is not None and alpha != run["alpha"]:
         raise InputError(f"{weights}: has alpha {run['alpha']}, but alpha {alpha} was asked for")
     run_layers = (run["embedding_layer"], run["patch_layer"])
