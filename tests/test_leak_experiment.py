@@ -266,11 +266,12 @@ SETTINGS = {
     ("gain", "spread", "word"),
     [
         (0.25, 0.04, "fake gain"),
-        (0.25, 0.2, "none"),  # as likely chance
+        (0.25, 0.2, "not clear"),  # as likely chance
         (0.004, 0.0001, "none"),  # misleads nobody
         (-0.1, 0.01, "fake loss"),
         (0.25, math.nan, "one seed"),
-        (0.0, math.nan, "none"),
+        (0.0, math.nan, "one seed"),
+        (0.001, 0.02, "not clear"),
         (math.nan, math.nan, "-"),
     ],
 )
