@@ -74,10 +74,8 @@ LEAST_IMAGES, FEW_IMAGES = 3, 20
 # sets would lose 0.01 to 0.04 by it. Of few pictures, so many must look odd at least: two of two
 # dozen good ones happen to.
 SUSPICIOUS_SHARE, LEAST_SUSPICIOUS, TRIM = 0.055, 3, 0.1
-# Frames that the alignment is learnt from, at most: by `fit`, and on the device. Learnt from 25 of
-# 50 screws, in half the time, crops of other screws agreed as well as from all 50 (three draws:
-# 0.935, 0.931, 0.936 against 0.935, 0.932, 0.936).
-ALIGN_PICTURES, DEVICE_ALIGN_PICTURES = 60, 32
+# Frames that the alignment is learnt from, at most.
+ALIGN_PICTURES = 60
 # Of the pictures that a bundle keeps for learning on.
 LEARNT_BYTES = 16 * 2**20
 # Good pictures whose maps the principal axes are learnt from, at most.

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -212,7 +211,7 @@ def learn_alignment(
     stack = _round(seen, _median(few, _full_size(stacks[name])), name, 0)
     # Once more to the template of all: on 54 screws the crops of 320 then agreed as well as they
     # ever did (0.9600 against 0.9585).
-    stack = _round(seen, _median(seen, stack), name, 0, stack.poses)
+    stack = _round(seen, _median(seen, stack), name, 0)
     alignment, placed = _finish(name, ground, seen, stack)
     light, target = _learn_light(alignment, [seen[index].view for index in stack.kept], placed)
     return LearntAlignment(replace(alignment, light=light, target_bgr=target), agreement, reason)
@@ -363,12 +362,9 @@ def _align(seen: Sequence[_Seen], recipe: str) -> _Stack:
     clear = [index for index, one in enumerate(seen) if one.clear]
     areas = np.array([seen[index].found[0].area for index in clear])
     nearest = np.argsort(np.abs(areas - np.median(areas)), kind="stable")[:ANCHORS]
-    # Had a defective part the median area, the others would agree better with another one; every
-    # second of them says so as well.
-    judges = set(clear[::2] if len(clear) >= TRIED_FRAMES // 2 else clear)
-    some = [replace(one, clear=index in judges) for index, one in enumerate(seen)]
+    # Had a defective part the median area, the others would agree better with another one.
     stacks = [
-        _round(some, _first_template(seen[clear[index]], recipe), recipe, COMPARED)
+        _round(seen, _first_template(seen[clear[index]], recipe), recipe, COMPARED)
         for index in nearest
     ]
     stack = max(stacks, key=lambda one: float(np.nanmedian(one.agreements)))
@@ -409,28 +405,15 @@ def _long_axis(moments: dict[str, float]) -> float:
     return 0.5 * math.atan2(2 * mixed, across - down)
 
 
-def _round(
-    seen: Sequence[_Seen],
-    template: np.ndarray,
-    recipe: str,
-    level: int,
-    near: Sequence[np.ndarray | None] = (),
-) -> _Stack:
-    """
-    Align all clear parts to a template, on the maps halved `level` times.
-
-    Given poses `near` theirs, they are followed from there.
-    """
+def _round(seen: Sequence[_Seen], template: np.ndarray, recipe: str, level: int) -> _Stack:
+    """Align all clear parts to a template, on the maps halved `level` times."""
     search = PoseSearch(template, recipe)
     poses: list[np.ndarray | None] = [None] * len(seen)
     agreements = np.full(len(seen), np.nan)
     for index, one in enumerate(seen):
-        maps = one.view.maps[level:]
-        if one.clear and near:
-            agreements[index], poses[index] = search.follow(maps, near[index])
-        elif one.clear:
+        if one.clear:
             centre = tuple(_map_centre(one.found[0], level).tolist())
-            agreements[index], poses[index] = search.pose(maps, centre)
+            agreements[index], poses[index] = search.pose(one.view.maps[level:], centre)
     stack = _Stack(template.shape, level, poses, agreements)
     # Otherwise the template would grow or shrink a little every round.
     scales = [math.sqrt(abs(np.linalg.det(poses[index][:2, :2]))) for index in stack.kept]
@@ -444,58 +427,7 @@ def _median(seen: Sequence[_Seen], stack: _Stack) -> np.ndarray:
         warp(seen[index].view.maps[stack.level], stack.poses[index], stack.size)
         for index in stack.kept
     ]
-    return _median_picture(aligned)
-
-
-def _mean(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of each pixel over pictures of float32."""
-    total = np.zeros_like(pictures[0])
-    for picture in pictures:
-        total += picture
-    return total / len(pictures)
-
-
-def _median_picture(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """
-    Median of each pixel over pictures of float32; equal to numpy's, in a fifth of its time.
-
-    Whole pictures are exchanged, the smaller values for the larger, along a sorting network.
-    """
-    count = len(pictures)
-    ranked = [picture.astype(np.float32) for picture in pictures]
-    spare = np.empty_like(ranked[0])
-    for low, high in _exchanges(count):
-        one, other = ranked[low], ranked[high]
-        np.minimum(one, other, out=spare)
-        np.maximum(one, other, out=other)
-        ranked[low], spare = spare, one
-    return (ranked[(count - 1) // 2] + ranked[count // 2]) / 2
-
-
-@lru_cache(maxsize=8)
-def _exchanges(count: int) -> tuple[tuple[int, int], ...]:
-    """
-    Which pairs of so many values to put in order, one after the other, to have the middle ones.
-
-    Batcher's merge exchange (Knuth, The Art of Computer Programming 3, 5.2.2, algorithm M), without
-    what the middle does not depend on.
-    """
-    top = 1 << max(count - 1, 1).bit_length() - 1
-    pairs, width = [], top
-    while width:
-        gap, rest, reach = top, 0, width
-        while True:
-            pairs += [(i, i + reach) for i in range(count - reach) if i & width == rest]
-            if gap == width:
-                break
-            gap, rest, reach = gap // 2, width, gap - width
-        width //= 2
-    wanted, needed = {(count - 1) // 2, count // 2}, []
-    for pair in reversed(pairs):
-        if not wanted.isdisjoint(pair):
-            wanted.update(pair)
-            needed.append(pair)
-    return tuple(reversed(needed))
+    return np.median(aligned, axis=0).astype(np.float32)
 
 
 def _full_size(stack: _Stack) -> _Stack:
@@ -563,7 +495,7 @@ def _finish(
     poses = [stack.poses[index] for index in stack.kept]
     masks = [_silhouette(one, ground.area).astype(np.float32) for one in kept]
     shapes = [warp(mask, pose, size) for mask, pose in zip(masks, poses, strict=True)]
-    silhouette = _mean(shapes)
+    silhouette = np.mean(shapes, axis=0)
     turn = 0.0
     if recipe == "pose":
         turn = _long_axis(cv2.moments((silhouette > 0.5).astype(np.uint8), binaryImage=True))
@@ -581,8 +513,8 @@ def _finish(
     shapes = [warp(mask, pose, crop) for mask, pose in zip(masks, poses, strict=True)]
     alignment = Alignment(
         recipe,
-        template=_median_picture(aligned),
-        silhouette=_mean(shapes).clip(0, 1),
+        template=np.median(aligned, axis=0).astype(np.float32),
+        silhouette=np.clip(np.mean(shapes, axis=0), 0, 1).astype(np.float32),
         zoom=ZOOM,
         threshold=ground.threshold,
         otsu_share=ground.otsu_share,

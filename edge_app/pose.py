@@ -274,25 +274,6 @@ class PoseSearch:
             agreement, _, _ = self._levels[0].compare(maps[0], starts[0])
         return agreement, similarity(abs(factor), cmath.phase(factor), (offset.real, offset.imag))
 
-    def follow(self, maps: Sequence[np.ndarray], matrix: np.ndarray) -> tuple[float, np.ndarray]:
-        """
-        The pose nearest to one known to about a pixel; what `pose` finds, in half its time.
-
-        Parameters
-        ----------
-        maps : sequence of ndarray of float32, shape (h, w)
-        matrix : ndarray of float64, shape (3, 3)
-            A similarity, as `pose` gives it.
-
-        Returns
-        -------
-        agreement : float
-        matrix : ndarray of float64, shape (3, 3)
-        """
-        start = complex(matrix[0, 0], matrix[1, 0]), complex(matrix[0, 2], matrix[1, 2])
-        agreement, (factor, offset) = self._levels[0].refine(maps[0], start, MOST_STEPS[-1])
-        return agreement, similarity(abs(factor), cmath.phase(factor), (offset.real, offset.imag))
-
     def _peaks(self, maps: Sequence[np.ndarray], centre: tuple[float, float]) -> list[float]:
         """Angles at which the turned template looks most like the part, best first."""
         if len(self._angles) == 1:

@@ -92,11 +92,10 @@ def test_enroll_finds_the_pose_by_itself(bundle):
 def test_good_parts_pass_at_any_angle_and_brightness(inspector):
     rng = np.random.default_rng(1)
     verdicts = []
-    for index in range(48):
+    for index in range(24):
         frame, _ = frame_with([anywhere(rng)], 100 + index, gain=(0.75, 1.0, 1.25)[index % 3])
         verdicts.append(judge(inspector, frame).decision.verdict)
-    # The 24 learnt ones support a false-reject rate of 4 %, in light that they showed.
-    assert verdicts.count(Verdict.OK) >= 43
+    assert verdicts.count(Verdict.OK) >= 22
 
 
 def test_a_defect_is_found_and_painted_where_it_lies(inspector):
@@ -118,23 +117,6 @@ def test_an_empty_station_is_empty(inspector):
     for seed in range(5):
         frame, _ = frame_with([], seed)
         assert judge(inspector, frame).decision.verdict is Verdict.EMPTY
-
-
-def test_a_view_without_any_outline_is_unknown_and_an_empty_one_is_still_empty(bundle):
-    config = load_config()
-    inspector = Inspector(bundle, config.decision, "single", quality=config.quality)
-    y, x = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j]
-    fall = (1 - 0.1 * (x * x + y * y))[..., None]
-    for seed in range(4):
-        rng = np.random.default_rng(seed)
-        frame, _ = frame_with([anywhere(rng)], 300 + seed)
-        for sigma in (8, 14, 20):
-            decision = judge(inspector, cv2.GaussianBlur(frame, (0, 0), sigma)).decision
-            assert decision.verdict is Verdict.UNKNOWN
-            assert decision.reason.startswith("quality: blurred ("), decision.reason
-        empty, _ = frame_with([], seed)
-        for view in (empty, (empty * fall).astype(np.uint8), cv2.GaussianBlur(empty, (0, 0), 14)):
-            assert judge(inspector, view).decision.verdict is Verdict.EMPTY
 
 
 def test_two_parts_and_cut_parts_are_unknown(inspector):

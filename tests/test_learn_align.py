@@ -9,8 +9,7 @@ import pytest
 from edge_app.align import Aligner, alignment_section
 from edge_app.errors import InputError
 from edge_app.foreground import CAP, DARK
-from edge_app.learn_align import _median_picture, learn_alignment
-from edge_app.pose import PoseSearch, similarity, warp
+from edge_app.learn_align import learn_alignment
 
 FRAME = (120, 160)
 SIZE = (32, 64)
@@ -286,28 +285,3 @@ def test_colours_are_balanced_only_where_they_vary():
         frames.append(np.clip(frame * tint, 0, 255).astype(np.uint8))
     assert learn_alignment(frames, None).alignment.light == "white balance"
     assert learn_alignment(turned(10), None).alignment.light == "gain"
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 24, 25, 50])
-def test_the_median_picture_is_numpys(count):
-    rng = np.random.default_rng(count)
-    pictures = [rng.integers(0, 9, (6, 7)).astype(np.float32) for _ in range(count)]
-    given = [picture.copy() for picture in pictures]
-    assert np.array_equal(_median_picture(pictures), np.median(given, axis=0))
-    assert np.array_equal(pictures, given)
-
-
-def test_a_pose_known_to_a_pixel_is_followed_to_the_one_that_the_search_finds():
-    frame = 200 - cv2.cvtColor(part(angle=30, x=82.3, y=57.6), cv2.COLOR_BGR2GRAY).astype(
-        np.float32
-    )
-    template = warp(frame, similarity(1.0, -np.radians(30), (82.3, 57.6)), (40, 72))
-    search = PoseSearch(template, "pose")
-    maps = [frame]
-    agreement, found = search.pose(maps, (82.0, 58.0))
-    near = similarity(1.01, -np.radians(31), (83.2, 56.9))
-    followed_agreement, followed = search.follow(maps, near)
-    assert agreement > 0.99 and followed_agreement == pytest.approx(agreement, abs=0.002)
-    corners = np.array([[-36, -20, 1], [36, 20, 1]]).T
-    assert np.abs(followed @ corners - found @ corners).max() < 0.3
-    assert np.abs(near @ corners - found @ corners).max() > 1

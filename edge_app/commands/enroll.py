@@ -21,7 +21,7 @@ from edge_app.bundle import (
 )
 from edge_app.config import CameraConfig, Config
 from edge_app.enrol import (
-    DEVICE_ALIGN_PICTURES,
+    ALIGN_PICTURES,
     Gathered,
     Learning,
     choose_alignment,
@@ -200,7 +200,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         if alignment is None:
             recipe_wanted = None if args.align == "auto" else args.align
             chosen = choose_alignment(
-                frames.sample(DEVICE_ALIGN_PICTURES), region_kept, recipe_wanted, empty_frames
+                frames.sample(ALIGN_PICTURES), region_kept, recipe_wanted, empty_frames
             )
             alignment, reason = chosen.alignment, chosen.reason
         with _Progress("learning", len(frames)) as progress:

@@ -18,7 +18,7 @@ from edge_app.bundle import Bundle, made_now, write_bundle
 from edge_app.config import EnrollConfig
 from edge_app.encoder import Encoder
 from edge_app.enrol import (
-    DEVICE_ALIGN_PICTURES,
+    ALIGN_PICTURES,
     LEAST_IMAGES,
     Encodings,
     Gathered,
@@ -173,7 +173,7 @@ class Teacher:
         shapes = self._encoder.map_shapes
         patches = default_settings(shapes, usable_maps(shapes), self._most_bytes(bundle))
         progress("finding the part", 0, len(frames))
-        step = max(1, -(-len(frames) // DEVICE_ALIGN_PICTURES))
+        step = max(1, -(-len(frames) // ALIGN_PICTURES))
         alignment = choose_alignment(frames[::step], region, None, empty_frames).alignment
         empty_view = None
         if alignment.recipe == "none" and not empty_frames and region == bundle.region:
