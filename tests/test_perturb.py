@@ -476,4 +476,4 @@ def test_bad_numbers_are_refused(capsys, parts, nut_path, more):
 def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit):
         tools(["perturb", "--help"])
-    assert "example: python -m tools perturb" in capsys.readouterr().out
+    assert "example:\n  python -m tools perturb" in capsys.readouterr().out

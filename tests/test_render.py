@@ -215,7 +215,6 @@ def test_classes_writes_a_folder_for_each_kind_and_finish(tmp_path):
         ["--train", "-1"],
         ["--per-defect", "-2"],
         ["--clip-parts", "-1"],
-        ["--seed", "-1"],
         ["--fps", "0"],
         ["--fps", "nan"],
         ["--rotation", "-5"],

@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         If an option makes no sense or the folder cannot be written or is not empty.
     """
     size = _parse_size(args.size)
-    for name in ("train", "test_good", "per_defect", "empty", "clip_parts", "per_class", "seed"):
+    for name in ("train", "test_good", "per_defect", "empty", "clip_parts", "per_class"):
         if getattr(args, name) < 0:
             option = "--" + name.replace("_", "-")
             raise InputError(f"{option}: got {getattr(args, name)}, want 0 or more.")
