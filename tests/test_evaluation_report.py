@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from html_page import Page
 
 pytest.importorskip("matplotlib", reason="needs the tools extra")
 
@@ -40,47 +40,15 @@ from tools.report_measures import (  # noqa: E402
 )
 from tools.report_plots import FILTER_GAP, WEIGHT_SIDE, filter_grid, scatter_plot  # noqa: E402
 
-VOID = {"meta", "img", "br", "link", "input", "hr"}
 NASTY = '<i>bent & $x_1$"<b'
 
 
-class Page(HTMLParser):
-    """The elements of a page; fails where one is not closed, or closed twice."""
+class EvaluationPage(Page):
+    """The page about what a bundle does."""
 
     def __init__(self, page: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict]] = []
-        self.texts: list[tuple[str, str]] = []
-        self._open: list[str] = []
+        super().__init__(page)
         self.source = page
-        self.feed(page)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        if self._open:
-            self.texts.append((self._open[-1], data))
-
-    def of(self, tag: str) -> list[dict]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def inside(self, tag: str) -> list[str]:
-        return [words for name, words in self.texts if name == tag]
-
-    @property
-    def text(self) -> str:
-        return " ".join(words for tag, words in self.texts if tag != "style")
 
     def pictures(self) -> dict[str, np.ndarray]:
         """Pictures by their names, each checked for being inside the page."""
@@ -132,14 +100,14 @@ def parts(tmp_path_factory, still_frames):
 
 
 @pytest.fixture(scope="module")
-def nut_page(parts, nut_path, tmp_path_factory) -> Page:
+def nut_page(parts, nut_path, tmp_path_factory) -> EvaluationPage:
     out = tmp_path_factory.mktemp("report") / "page.html"
     argv = ["evaluate", "--bundle", nut_path, "--data", parts, "--report", out]
     assert tools([str(arg) for arg in argv]) == 0
-    return Page(out.read_text(encoding="utf-8"))
+    return EvaluationPage(out.read_text(encoding="utf-8"))
 
 
-def page_of(bundle, root) -> Page:
+def page_of(bundle, root) -> EvaluationPage:
     config = load_config()
     inspector = SeeingInspector(
         bundle, config.decision, "single", 1, heatmaps=False, quality=config.quality
@@ -147,7 +115,9 @@ def page_of(bundle, root) -> Page:
     inspection_set = read_inspection_set(root)
     judged = judge(inspector, inspection_set, progress=False)
     figures = figures_of(inspector, inspection_set, judged, progress=False)
-    return Page(report_page(inspector, inspection_set, judged, figures, "again", progress=False))
+    return EvaluationPage(
+        report_page(inspector, inspection_set, judged, figures, "again", progress=False)
+    )
 
 
 def test_needs_nothing_but_itself(nut_page):

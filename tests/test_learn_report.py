@@ -6,11 +6,11 @@ import base64
 import math
 import shlex
 from dataclasses import asdict
-from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pytest
+from html_page import Page
 
 from edge_app.enrol import Learning, promise, threshold_of
 from edge_app.errors import InputError
@@ -26,46 +26,11 @@ from edge_app.learn_report import (
 from edge_app.learnt_pictures import LearntPicture
 from edge_app.patches import Component
 
-VOID = {"meta", "img", "br", "link", "input", "hr"}
 NASTY = "<b>ünïcode & \"quotes\" 'ticks'</b>.png#3"
 
 
-class Page(HTMLParser):
-    """The elements of a page; fails where one is not closed, or closed twice."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict]] = []
-        self.texts: list[tuple[str, str]] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        if self._open:
-            self.texts.append((self._open[-1], data))
-
-    def of(self, tag: str) -> list[dict]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def inside(self, tag: str) -> list[str]:
-        return [text for name, text in self.texts if name == tag]
-
-    @property
-    def text(self) -> str:
-        return " ".join(text for tag, text in self.texts if tag != "style")
+class LearnPage(Page):
+    """The page about what was learnt."""
 
     def pictures(self) -> list[np.ndarray]:
         """RGB pictures that the page holds, each checked for being inside it."""
@@ -129,8 +94,8 @@ def manifest(taught: Learning, **changes) -> dict:
     }
 
 
-def page_of(taught: Learning, at_hand, trials=None, reason=None, **changes) -> Page:
-    return Page(report_page(manifest(taught, **changes), taught, at_hand, trials, reason))
+def page_of(taught: Learning, at_hand, trials=None, reason=None, **changes) -> LearnPage:
+    return LearnPage(report_page(manifest(taught, **changes), taught, at_hand, trials, reason))
 
 
 TRIALS = [
@@ -145,7 +110,7 @@ def test_needs_nothing_but_itself():
     text = report_page(
         manifest(learning(learnt)), learning(learnt), learnt, TRIALS, "the pictures agree best"
     )
-    page = Page(text)
+    page = LearnPage(text)
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "link", "iframe", "object", "form", "base", "a"}
     assert "http:" not in text and "https:" not in text and "url(" not in text
@@ -266,7 +231,7 @@ def threshold_line(page: Page) -> float:
 def test_dots_lie_on_their_side_of_the_threshold(limit):
     scores = np.sort(np.random.default_rng(1).uniform(0, 2, 50))
     ids = [f"{score:.6f}" for score in scores]
-    page = Page(strip_plot(ids, scores, limit, {ids[-1]}))
+    page = LearnPage(strip_plot(ids, scores, limit, {ids[-1]}))
     dots = circles(page)
     assert len(dots) == 50 and dots == sorted(dots)
     assert all(0 < x < 100 for x, _ in dots)
@@ -281,19 +246,19 @@ def test_dots_lie_on_their_side_of_the_threshold(limit):
 def test_the_axis_is_logarithmic_where_that_shows_more():
     scores = np.linspace(0.8, 1.2, 40)
     ids = [str(index) for index in range(41)]
-    even = Page(strip_plot(ids[:40], scores, 1.5, set()))
+    even = LearnPage(strip_plot(ids[:40], scores, 1.5, set()))
     assert "held-out score, linear" in even.text
-    far = Page(strip_plot(ids, np.append(scores, 60.0), 1.5, set()))
+    far = LearnPage(strip_plot(ids, np.append(scores, 60.0), 1.5, set()))
     assert "held-out score, logarithmic" in far.text
     # 40 of the 41 lie between 0.8 and 1.2: on a linear axis they would take 0.6 % of it.
     dots = [x for x, _ in circles(far)]
     assert dots[39] - dots[0] > 7
-    below_zero = Page(strip_plot(ids, np.append(scores - 1, 60.0), 1.5, set()))
+    below_zero = LearnPage(strip_plot(ids, np.append(scores - 1, 60.0), 1.5, set()))
     assert "linear" in below_zero.text
 
 
 def test_equal_scores_are_drawn_too():
-    page = Page(strip_plot(["a", "b"], np.array([1.0, 1.0]), 1.0, set()))
+    page = LearnPage(strip_plot(["a", "b"], np.array([1.0, 1.0]), 1.0, set()))
     assert [x for x, _ in circles(page)] == [50, 50] and threshold_line(page) == 50
 
 
@@ -368,7 +333,7 @@ def test_three_hundred_pictures_of_noise_stay_below_two_megabytes(tmp_path):
     path = tmp_path / "new" / "folder" / "page.html"
     write_report(path, manifest(taught), taught, learnt, TRIALS)
     assert path.stat().st_size < 2_000_000
-    page = Page(path.read_text(encoding="utf-8"))
+    page = LearnPage(path.read_text(encoding="utf-8"))
     assert max(max(picture.shape) for picture in page.pictures()) <= 160
     alternatives = {image["alt"] for image in page.of("img")}
     assert odd[0][0] in alternatives and dropped[0][0] in alternatives

@@ -240,17 +240,22 @@ def test_too_few_good_pictures():
         encoder_training.split_good(np.arange(19), 0, "set")
 
 
+def stop_before_the_run_is_written(world, out, monkeypatch):
+    """Stopped after the last step: its checkpoint is there, the RUN is not."""
+
+    def stopped(model, path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "save", stopped)
+        with pytest.raises(KeyboardInterrupt, match=f"{out.name}.unfinished .* add --resume"):
+            train_encoder.run(arguments(world, out))
+
+
 def test_a_killed_training_resumes_to_the_same_encoder(world, run_dir, monkeypatch):
     out = world / "killed"
 
-    def killed(model, path):
-        raise KeyboardInterrupt
-
-    # Killed after the last step: the checkpoint of step 30 is there, the RUN is not.
-    with monkeypatch.context() as patch:
-        patch.setattr(keras.Model, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train_encoder.run(arguments(world, out))
+    stop_before_the_run_is_written(world, out, monkeypatch)
     assert not out.exists() and (world / "killed.unfinished").is_dir()
     with pytest.raises(InputError, match="killed.unfinished: .* add --resume"):
         train_encoder.run(arguments(world, out))
@@ -294,13 +299,7 @@ def test_a_run_that_cannot_be_written_keeps_its_training(world, run_dir, monkeyp
     resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX")
     out = world / "full"
 
-    def killed(model, path):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(keras.Model, "save", killed)
-        with pytest.raises(KeyboardInterrupt, match="full.unfinished .* add --resume"):
-            train_encoder.run(arguments(world, out))
+    stop_before_the_run_is_written(world, out, monkeypatch)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # The training is finished, its checkpoint there: the kernel refuses the RUN like a full disk.
     half = (run_dir / "encoder.keras").stat().st_size // 2
@@ -323,13 +322,7 @@ def test_other_pictures_under_the_same_names_are_not_gone_on_with(world, monkeyp
     first = sorted(nuts.iterdir())[0]
     kept = first.read_bytes()
 
-    def killed(model, path):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(keras.Model, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train_encoder.run(arguments(world, out))
+    stop_before_the_run_is_written(world, out, monkeypatch)
     try:
         cv2.imwrite(str(first), 255 - cv2.imread(str(first)))
         with pytest.raises(InputError, match="had pictures_sha256"):
