@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -482,3 +483,20 @@ class Inspector:
             values = difference_map(seen.pixels_rgb, redraw_01, section["blur_share"])
         scale = scale or ColourScale(**section["colour_scale"])
         return on_frame(scale.apply(values), seen.matrix, seen.frame.frame_bgr.shape)
+
+
+class SeeingInspector(Inspector):
+    """
+    An inspector that remembers what it scored last.
+
+    Attributes
+    ----------
+    seen : Seen or None
+        Set to None before a frame; not None after it if the frame was scored.
+    """
+
+    seen: Seen | None = None
+
+    def look(self, *args: Any, **kwargs: Any) -> Seen:
+        self.seen = super().look(*args, **kwargs)
+        return self.seen

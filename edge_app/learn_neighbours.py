@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_app.errors import InputError
-from edge_app.scorer import DENSITY_EPSILON, FeatureScaling, build_scorer, principal_axes
+from edge_app.scorer import (
+    DENSITY_EPSILON,
+    FeatureScaling,
+    NeighbourScorer,
+    build_scorer,
+    principal_axes,
+)
 
 # Axes kept for the scorer's bounds. In the frame loop, caches cold from the encoder, 32 to 128 cost
 # within a tenth of each other; fewer leave more rows to measure, more leave more to read.
@@ -77,6 +83,24 @@ def fit_scorer(embeddings: np.ndarray, settings: ScorerSettings) -> dict[str, np
     return arrays
 
 
+def learn_scorer(embeddings: np.ndarray, settings: ScorerSettings) -> NeighbourScorer:
+    """
+    Fit a scorer and build it.
+
+    Parameters
+    ----------
+    embeddings : ndarray of float32, shape (n, d)
+    settings : ScorerSettings
+
+    Raises
+    ------
+    InputError
+        If there are fewer than k + 1 embeddings.
+    """
+    arrays = {"embeddings": embeddings, **fit_scorer(embeddings, settings)}
+    return build_scorer(settings.kind, settings.k, settings.feature_scaling, arrays)
+
+
 def held_out_scores(
     embeddings: np.ndarray, settings: ScorerSettings, folds: Sequence[np.ndarray]
 ) -> np.ndarray:
@@ -123,8 +147,7 @@ def held_out_with(
         # With only k + 1 images, those left are one too few for k neighbours among themselves.
         k = min(settings.k, len(rest) - 1)
         fold = ScorerSettings(settings.kind, k, settings.feature_scaling)
-        arrays = {"embeddings": rest, **fit_scorer(rest, fold)}
-        scorer = build_scorer(fold.kind, k, fold.feature_scaling, arrays)
+        scorer = learn_scorer(rest, fold)
         scores[held_out] = [scorer.score(embeddings[row]) for row in held_out]
         for row in np.flatnonzero(np.isin(probe_of, held_out)):
             probe_scores[row] = scorer.score(probes[row])

@@ -399,11 +399,12 @@ def test_the_json_holds_every_figure(figures, nut_path):
 def test_the_unchanged_pictures_are_judged_as_evaluate_does(figures, parts, nut_path):
     from edge_app.config import load_config
     from edge_app.inspector import Inspector
-    from tools.evaluate import evaluate
+    from tools.evaluate import figures_of, judge
 
     bundle = load_bundle(nut_path)
     inspector = Inspector(bundle, load_config().decision, "single", 1, heatmaps=False)
-    wanted = evaluate(inspector, read_inspection_set(parts), progress=False)
+    whole = read_inspection_set(parts)
+    wanted = figures_of(inspector, whole, judge(inspector, whole, False), False)
     got = figures["rows"][AS_IT_IS]
     for name in ("image_auroc", "false_reject_rate", "miss_rate"):
         assert got[name] == wanted[name]

@@ -12,7 +12,6 @@ nearest of them.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +37,8 @@ from edge_app.scorer import (
     build_scorer,
 )
 from edge_app.sources.folder import read_picture
-from tools.inspection_set import InspectionSet, read_inspection_set
+from tools.figures import write_figures
+from tools.inspection_set import InspectionSet, read_inspection_set, refuse_one_sided
 from tools.metrics import image_auroc
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=list(STORED),
         metavar="N",
         help="numbers of good pictures to store; a smaller number takes some of those of the "
-        f"larger (default: {' '.join(map(str, STORED))})",
+        "larger",
     )
     add(
         "--batches",
@@ -96,14 +96,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=list(BATCHES),
         metavar="B",
-        help=f"images of one call (default: {' '.join(map(str, BATCHES))})",
+        help="images of one call",
     )
     add(
         "--scorer",
         choices=SCORERS,
         nargs="+",
         default=list(SCORERS),
-        help=f"over the embeddings (default: {' '.join(SCORERS)})",
+        help="over the embeddings",
     )
     add(
         "--neighbours",
@@ -166,9 +166,7 @@ def run(args: argparse.Namespace) -> int:
     if max(args.stored) > most:
         print(f"--stored {max(args.stored)}: there are {most} good pictures, so all are stored")
     _print(figures)
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
-        print(f"figures: {args.json}")
+    write_figures(args.json, figures)
     return 0
 
 
@@ -381,12 +379,8 @@ def bench(
     from tools.convert import to_tflite
     from tools.network import multiply_adds
 
+    refuse_one_sided(inspection_set)
     is_anomaly = [picture.is_anomaly for picture in inspection_set.test]
-    if len(set(is_anomaly)) != 2:
-        raise InputError(
-            f"{inspection_set.name}: the test split has {is_anomaly.count(False)} good and "
-            f"{is_anomaly.count(True)} defective pictures, wanted at least one of each"
-        )
     for count in stored:
         refuse_too_few(count, settings[0])
     model = embedding_model(encoder)

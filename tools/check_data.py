@@ -10,7 +10,6 @@ before; size, colour, rotation, brightness, contrast, sharpness, bytes; the same
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -36,6 +35,7 @@ from tools.data_survey import (
     survey,
 )
 from tools.duplicates import MOST_PICTURES, equal, near_duplicates, same_files
+from tools.figures import write_figures
 from tools.inspection_set import GOOD, MARKED
 from tools.leak_probe import Separation, separation
 from tools.picture_files import PROMISED, read_header
@@ -114,13 +114,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_unwritable(args.json)
     findings = check(args.data, quick=args.quick)
     print(report(findings.figures))
-    if args.json is not None:
-        text = json.dumps(findings.figures, indent=2, allow_nan=False) + "\n"
-        try:
-            args.json.write_text(text)
-        except OSError as error:
-            raise InputError(f"{args.json}: cannot be written: {error.strerror}") from None
-        print(f"figures: {args.json}")
+    write_figures(args.json, findings.figures)
     return findings.exit_code
 
 

@@ -83,15 +83,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_loss,
         default=MAX_AUROC_LOSS,
         metavar="X",
-        help="refuse a file whose drawn-defect AUROC is lower than Keras' by more than X, 0 to 1 ",
+        help="refuse a file whose drawn-defect AUROC is lower than Keras' by more than X, 0 to 1",
     )
     add(
         "--rate",
         type=rate,
         default=WANTED_RATE,
         metavar="R",
-        help="false-reject rate that the reported thresholds are set for, above 0, below 0.5 "
-        f"; {FEW_IMAGES} pictures can show the default",
+        help="false-reject rate that the reported thresholds are set for, above 0, below 0.5; "
+        f"{FEW_IMAGES} pictures can show the default",
     )
     add(
         "--seed",

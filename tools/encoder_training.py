@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_app.errors import InputError
 from edge_app.held_out import near_duplicate_groups, thumbnail
+from tools.network import network_input, unknown_layer
 from tools.reference_set import Reference
 from tools.self_made import WithSelfMade
 from tools.training import Trained, learning_rate, train
@@ -29,6 +30,10 @@ HELD_OUT_SHARE = 0.1
 MOST_GROUPED = 2000
 # What fewer pictures have in common is as likely to be chance as to be the part.
 FEWEST_GOOD = 20
+
+# Pictures are kept in memory a little larger than the input, so that turning and shifting them
+# costs no sharpness against what the device will see.
+CACHE_MARGIN = 1.15
 
 # The held-out loss is taken so many times in a training; so many checks in a row without a better
 # one end it.
@@ -219,7 +224,7 @@ def _changed(
 ) -> np.ndarray:
     from tools.augment import augment
 
-    return scaled(
+    return network_input(
         np.stack(
             [augment(one, rng, recipe.rotation_deg, size, recipe.recompress) for one in pictures]
         )
@@ -246,14 +251,13 @@ def _check_batches(
             others, labels = unseen.draw(rng, recipe.batch)
             sized = [shrink(one, size) for one in others]
             batches.append(
-                (scaled(np.stack([part[i] for i in at])), scaled(np.stack(sized)), labels)
+                (
+                    network_input(np.stack([part[i] for i in at])),
+                    network_input(np.stack(sized)),
+                    labels,
+                )
             )
     return batches
-
-
-def scaled(pictures_rgb: np.ndarray) -> np.ndarray:
-    """uint8 pictures as float32, scaled as the encoder takes them: ``x / 127.5 - 1``."""
-    return pictures_rgb.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
 def refuse_too_few(count: int, data_dir: Path | str) -> None:
@@ -339,8 +343,6 @@ def freeze(encoder: keras.Model, block: str) -> None:
     InputError
         For an unknown name, or if nothing would be left to train.
     """
-    from tools.network import unknown_layer
-
     if block == "none":
         return
     names = [layer.name for layer in encoder.layers]
@@ -377,5 +379,5 @@ def held_out_compactness(encoder: keras.Model, pictures_rgb: Sequence[np.ndarray
     """
     from tools.losses import compactness
 
-    embeddings = encoder.predict(scaled(np.stack(pictures_rgb)), verbose=0)[0]
+    embeddings = encoder.predict(network_input(np.stack(pictures_rgb)), verbose=0)[0]
     return float(compactness(embeddings))

@@ -9,7 +9,6 @@ for a browser: curves, working points, the pictures that matter, and what could 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +24,18 @@ from edge_app.config import load_config
 from edge_app.errors import InputError
 from edge_app.heatmap import ColourScale
 from edge_app.held_out import thumbnail
-from edge_app.inspector import Inspector, Seen
+from edge_app.inspector import Inspector, SeeingInspector
 from edge_app.preprocess import prepare, region_box
 from edge_app.records import Frame, Verdict
 from edge_app.sources.folder import printable, read_picture
-from tools.inspection_set import InspectionSet, TestPicture, read_inspection_set, read_mask
+from tools.figures import write_figures
+from tools.inspection_set import (
+    InspectionSet,
+    TestPicture,
+    read_inspection_set,
+    read_mask,
+    refuse_one_sided,
+)
 
 # Maps as they are, not clipped to the overlay's colours: clipping would tie them.
 BARE = ColourScale(0.0, 1.0)
@@ -74,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
     _refuse_same_file(args.json, args.report)
     inspection_set = read_inspection_set(args.data)
-    _refuse_one_sided(inspection_set)
+    refuse_one_sided(inspection_set)
     bundle = load_bundle(args.bundle)
     for path in (args.json, args.report):
         if path is not None:
@@ -87,14 +93,7 @@ def run(args: argparse.Namespace) -> int:
     judged = judge(inspector, inspection_set)
     figures = figures_of(inspector, inspection_set, judged)
     _print(figures, inspection_set)
-    if args.json is not None:
-        try:
-            args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
-        except OSError as error:
-            raise InputError(
-                f"{printable(args.json)}: cannot be written: {error.strerror}"
-            ) from None
-        print(f"figures: {printable(args.json)}")
+    write_figures(args.json, figures)
     if args.report is not None:
         from tools.evaluation_report import write_report
 
@@ -111,33 +110,6 @@ def _refuse_same_file(figures: Path | None, page: Path | None) -> None:
         raise InputError(
             f"{printable(page)}: got for both --json and --report, wanted two different files"
         )
-
-
-def _refuse_one_sided(inspection_set: InspectionSet) -> None:
-    """Before the work: no figure can be made of good or of defective pictures alone."""
-    is_anomaly = [picture.is_anomaly for picture in inspection_set.test]
-    if len(set(is_anomaly)) != 2:
-        raise InputError(
-            f"{printable(inspection_set.name)}: the test split has {is_anomaly.count(False)} good "
-            f"and {is_anomaly.count(True)} defective pictures, wanted at least one of each"
-        )
-
-
-class SeeingInspector(Inspector):
-    """
-    An inspector that remembers what it scored last.
-
-    Attributes
-    ----------
-    seen : Seen or None
-        Set to None before a frame; not None after it if the frame was scored.
-    """
-
-    seen: Seen | None = None
-
-    def look(self, *args: Any, **kwargs: Any) -> Seen:
-        self.seen = super().look(*args, **kwargs)
-        return self.seen
 
 
 @dataclass(frozen=True)
@@ -176,14 +148,6 @@ class Judged:
     mask: np.ndarray | None
     embedding: np.ndarray
     thumbnail: np.ndarray
-
-
-def evaluate(
-    inspector: Inspector, inspection_set: InspectionSet, progress: bool = True
-) -> dict[str, Any]:
-    """`figures_of` what `judge` gives; parameters as for these."""
-    judged = judge(inspector, inspection_set, progress)
-    return figures_of(inspector, inspection_set, judged, progress)
 
 
 def judge(

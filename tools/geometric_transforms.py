@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_app.errors import InputError
+from tools.network import network_input
 
 if TYPE_CHECKING:
     import keras
@@ -224,7 +225,7 @@ def train_classifier(
         pictures = [pictures_rgb[row] for row in rows]
         if augmentation is not None:
             pictures = [augmentation(picture, rng) for picture in pictures]
-        return rotated(_scaled(np.stack(pictures))), rotation_labels(settings.batch)
+        return rotated(network_input(np.stack(pictures))), rotation_labels(settings.batch)
 
     def validate() -> float:
         return rotation_loss(log_probabilities(model, held_out_rgb))
@@ -239,10 +240,6 @@ def train_classifier(
         **loop,
     )
     return model, trained
-
-
-def _scaled(pictures_rgb: np.ndarray) -> np.ndarray:
-    return pictures_rgb.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
 def log_probabilities(model: keras.Model, pictures_rgb: np.ndarray) -> np.ndarray:
@@ -262,7 +259,7 @@ def log_probabilities(model: keras.Model, pictures_rgb: np.ndarray) -> np.ndarra
         sure the network is, no value is minus infinity.
     """
     logits = model.predict(
-        rotated(_scaled(np.asarray(pictures_rgb))), batch_size=SCORING_BATCH, verbose=0
+        rotated(network_input(np.asarray(pictures_rgb))), batch_size=SCORING_BATCH, verbose=0
     ).astype(np.float64)
     largest = logits.max(axis=1, keepdims=True)
     log_sum = largest + np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))

@@ -133,6 +133,25 @@ def _read_inspection_set(data_dir: Path) -> InspectionSet:
     )
 
 
+def refuse_one_sided(inspection_set: InspectionSet) -> None:
+    """
+    Refuse a test split of good or of defective pictures alone: no AUROC can be made of it.
+
+    To be asked before the pictures are read, which takes seconds to minutes.
+
+    Raises
+    ------
+    InputError
+    """
+    defective = sum(picture.is_anomaly for picture in inspection_set.test)
+    good = len(inspection_set.test) - defective
+    if not good or not defective:
+        raise InputError(
+            f"{printable(inspection_set.name)}: the test split has {good} good and {defective} "
+            "defective pictures, wanted at least one of each"
+        )
+
+
 def good_pictures(data_dir: Path | str) -> tuple[Path, ...]:
     """
     Pictures of good parts: those in ``train/good`` if it is there, else those in the folder itself.

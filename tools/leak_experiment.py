@@ -52,8 +52,9 @@ from edge_app.arguments import refuse_unwritable, seed, whole_from_1
 from edge_app.errors import InputError
 from edge_app.preprocess import Preprocessing, prepare
 from edge_app.sources.folder import read_picture
-from tools.encoder_training import refuse_too_few
-from tools.inspection_set import InspectionSet, read_inspection_set
+from tools.encoder_training import CACHE_MARGIN, groups_of, refuse_too_few, split_good
+from tools.inspection_set import InspectionSet, read_inspection_set, refuse_one_sided
+from tools.picture_files import read_header
 from tools.reference_set import Reference, open_reference
 
 METHODS = ("doc", "dadgt")
@@ -72,9 +73,6 @@ CONDITIONS = {
 FORMAT_ALONE = "format_alone"
 
 SIZE_PX = 64
-# Pictures that are reduced keep so much more than the network's size for training, as in
-# train-encoder: turning and shifting them then costs no sharpness.
-CACHE_MARGIN = 1.15
 # Of the pooled scorers, the tools' own.
 NEIGHBOURS, FEATURE_SCALING = 5, "minmax"
 # Pictures to a pass when embedding.
@@ -87,9 +85,6 @@ STEPS = 150
 SMALLEST_GAIN = 0.005
 # A gain counts where its mean over the seeds is so many times its standard deviation.
 SPREADS = 2.0
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-JPEG_SIGNATURE = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True)
@@ -219,7 +214,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     inspection_set = read_inspection_set(args.data)
     refuse_lossy(inspection_set)
-    _refuse_one_sided(inspection_set)
+    refuse_one_sided(inspection_set)
     refuse_too_few(len(inspection_set.train_good), args.data)
     settings = _settings(args, inspection_set)
     figures = _open_figures(args, settings)
@@ -269,28 +264,18 @@ def refuse_lossy(inspection_set: InspectionSet) -> None:
         Naming how many are not and the first of them.
     """
     paths = [*inspection_set.train_good, *(picture.path for picture in inspection_set.test)]
-    others = []
-    for path in paths:
-        with path.open("rb") as file:
-            start = file.read(len(PNG_SIGNATURE))
-        if start != PNG_SIGNATURE:
-            others.append((path, "JPEG" if start.startswith(JPEG_SIGNATURE) else "not PNG"))
+    formats = {path: read_header(path).file_format for path in paths}
+    others = [
+        (path, "JPEG" if found == "JPEG" else "not PNG")
+        for path, found in formats.items()
+        if found != "PNG"
+    ]
     if others:
         path, found = others[0]
         raise InputError(
             f"{inspection_set.name}: {len(others)} of {len(paths)} pictures are no PNG files (the "
             f"first, {path}, is {found}); the experiment needs lossless originals, because what "
             "JPEG took away once does not come back"
-        )
-
-
-def _refuse_one_sided(inspection_set: InspectionSet) -> None:
-    # Found out before an hour of training, not after.
-    bad = sum(picture.is_anomaly for picture in inspection_set.test)
-    if bad in (0, len(inspection_set.test)):
-        raise InputError(
-            f"{inspection_set.name}: the test split has {len(inspection_set.test) - bad} good and "
-            f"{bad} defective pictures, wanted at least one of each"
         )
 
 
@@ -587,13 +572,9 @@ def aurocs(trained_on: str, scores: Mapping[tuple[str, str], np.ndarray]) -> dic
     return figures
 
 
-def _split(
-    pictures_rgb: Sequence[np.ndarray], seed: int, data_dir: Path | str
-) -> tuple[list[int], list[int]]:
-    """Rows of the good pictures to train on and to hold out."""
-    from tools.encoder_training import groups_of, split_good
-
-    return split_good(groups_of(pictures_rgb), seed, data_dir)
+def _split(of_view: Mapping[str, Pictures], training: Training) -> tuple[list[int], list[int]]:
+    """Rows of the good pictures to train on and to hold out: the same in every format."""
+    return split_good(groups_of(of_view["png"].train), training.seed, training.view)
 
 
 def _test_pictures(of_view: Mapping[str, Pictures]) -> dict[tuple[str, str], np.ndarray]:
@@ -611,7 +592,7 @@ def _train_dadgt(
     from tools.augment import augment
 
     own = of_view[training.trained_on]
-    train, held = _split(own.train, training.seed, training.view)
+    train, held = _split(of_view, training)
 
     def augmentation(picture_rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return augment(
@@ -650,11 +631,11 @@ def _train_doc(
     args: argparse.Namespace,
 ) -> tuple[dict[str, dict[tuple[str, str], np.ndarray]], dict[str, Any]]:
     from edge_app.scorer import SCORERS
-    from tools.encoder_training import Recipe, scaled, train_encoder
-    from tools.network import encoder_from
+    from tools.encoder_training import Recipe, train_encoder
+    from tools.network import encoder_from, network_input
 
     own = of_view[training.trained_on]
-    train, held = _split(own.train, training.seed, training.view)
+    train, held = _split(of_view, training)
     encoder = encoder_from(args.weights, (SIZE_PX, SIZE_PX), alpha=args.alpha, map_layers=())
     trained = train_encoder(
         encoder,
@@ -670,7 +651,7 @@ def _train_doc(
     )
 
     def embedded(pictures_rgb: np.ndarray) -> np.ndarray:
-        return encoder.predict(scaled(pictures_rgb), batch_size=SCORING_BATCH, verbose=0)[0]
+        return encoder.predict(network_input(pictures_rgb), batch_size=SCORING_BATCH, verbose=0)[0]
 
     good = embedded(own.train)
     tests = {case: embedded(one) for case, one in _test_pictures(of_view).items()}
@@ -695,12 +676,9 @@ def neighbour_scores(
     dict to ndarray of float64, shape (m,)
         Higher is more anomalous.
     """
-    from edge_app.learn_neighbours import ScorerSettings, fit_scorer
-    from edge_app.scorer import build_scorer
+    from edge_app.learn_neighbours import ScorerSettings, learn_scorer
 
-    settings = ScorerSettings(kind, NEIGHBOURS, FEATURE_SCALING)
-    arrays = {"embeddings": good, **fit_scorer(good, settings)}
-    scorer = build_scorer(kind, NEIGHBOURS, FEATURE_SCALING, arrays)
+    scorer = learn_scorer(good, ScorerSettings(kind, NEIGHBOURS, FEATURE_SCALING))
     return {case: np.array([scorer.score(row) for row in rows]) for case, rows in tests.items()}
 
 

@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from edge_app.errors import InputError
 
 if TYPE_CHECKING:
@@ -306,6 +308,23 @@ def _layer(network: keras.Model, name: str) -> keras.Layer:
     if name not in names:
         raise InputError(unknown_layer(name, names))
     return network.get_layer(name)
+
+
+def network_input(pictures: np.ndarray) -> np.ndarray:
+    """
+    What a network of this project takes: pictures scaled ``x / 127.5 - 1``.
+
+    Parameters
+    ----------
+    pictures : ndarray of uint8, shape (..., 3)
+        RGB.
+
+    Returns
+    -------
+    ndarray of float32, of the same shape
+        -1 to 1.
+    """
+    return pictures.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
 
 
 def pooled_by_stored_statistics(encoder: keras.Model) -> keras.Layer:

@@ -29,7 +29,7 @@ from edge_app.runtime import open_interpreter
 from edge_app.scorer import build_scorer
 from tools.choose import Bench, draw_on
 from tools.metrics import image_auroc
-from tools.network import map_shapes_of, multiply_adds, output_layers
+from tools.network import map_shapes_of, multiply_adds, network_input, output_layers
 
 if TYPE_CHECKING:
     import keras
@@ -114,7 +114,7 @@ def model_inputs(inputs: np.ndarray) -> np.ndarray:
     ndarray of float32, shape (N, ...)
     """
     if inputs.dtype == np.uint8:
-        return inputs.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+        return network_input(inputs)
     return inputs.astype(np.float32)
 
 

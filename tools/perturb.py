@@ -15,7 +15,6 @@ are. The light turns with the picture: how a part shines that is turned alone is
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,13 @@ from edge_app.preprocess import region_box
 from edge_app.records import Frame, Verdict
 from edge_app.sources.folder import read_picture
 from tools.evaluate import add_arguments, align_anyway
-from tools.inspection_set import InspectionSet, TestPicture, read_inspection_set
+from tools.figures import write_figures
+from tools.inspection_set import (
+    InspectionSet,
+    TestPicture,
+    read_inspection_set,
+    refuse_one_sided,
+)
 
 AS_IT_IS = "as it is"
 # The largest of the small turns, degrees: what a fixture leaves free.
@@ -110,9 +115,7 @@ def run(args: argparse.Namespace) -> int:
         "bundle_sha256": bundle.sha256,
     }
     print(table(figures))
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
-        print(f"figures: {args.json}")
+    write_figures(args.json, figures)
     return 0
 
 
@@ -148,13 +151,9 @@ def choose_pictures(inspection_set: InspectionSet, count: int | None, seed: int)
     InputError
         If the set lacks good or defective pictures, or `count` is below 2.
     """
+    refuse_one_sided(inspection_set)
     good = [index for index, one in enumerate(inspection_set.test) if not one.is_anomaly]
     defective = [index for index, one in enumerate(inspection_set.test) if one.is_anomaly]
-    if not good or not defective:
-        raise InputError(
-            f"{inspection_set.name}: the test split has {len(good)} good and {len(defective)} "
-            "defective pictures, wanted at least one of each"
-        )
     total = len(good) + len(defective)
     if count is None or count >= total:
         return sorted(good + defective)

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from edge_app.learn_neighbours import ScorerSettings, fit_scorer
+from edge_app.learn_neighbours import ScorerSettings, learn_scorer
 from edge_app.preprocess import shrink
-from edge_app.scorer import build_scorer
 from tools.drawn_defects import draw_defect
-from tools.encoder_training import scaled
+from tools.network import network_input
 
 if TYPE_CHECKING:
     import keras
@@ -117,10 +116,7 @@ def drawn_scores(
     held = np.stack([shrink(one, size) for one in held_rgb[:MOST_HELD]])
     drawings = [one for one in held for _ in range(DRAWINGS)]
     drawn = np.stack([draw_defect(one, rng, MEASURED_KINDS)[0] for one in drawings])
-    embeddings = encoder.predict(scaled(np.concatenate([stored, held, drawn])), verbose=0)[0]
-    settings = ScorerSettings("knn", 5, feature_scaling)
-    references = embeddings[: len(stored)]
-    arrays = {"embeddings": references, **fit_scorer(references, settings)}
-    scorer = build_scorer(settings.kind, settings.k, settings.feature_scaling, arrays)
+    embeddings = encoder.predict(network_input(np.concatenate([stored, held, drawn])), verbose=0)[0]
+    scorer = learn_scorer(embeddings[: len(stored)], ScorerSettings("knn", 5, feature_scaling))
     scores = np.array([scorer.score(row) for row in embeddings[len(stored) :]])
     return Scores(scores[: len(held)], scores[len(held) :].reshape(len(held), DRAWINGS))

@@ -23,6 +23,7 @@ import numpy as np
 from edge_app.arguments import refuse_unwritable, seed
 from edge_app.errors import InputError
 from tools.drawn_defects import draw_defect
+from tools.network import network_input
 
 if TYPE_CHECKING:
     import keras
@@ -435,7 +436,7 @@ def _unit(pictures: np.ndarray) -> np.ndarray:
 
 def _encode(encoder, pictures: np.ndarray, kind: str) -> np.ndarray:
     output = 1 if kind == "mobile" else 0
-    return _predict(lambda x: encoder.predict_on_batch(x / 127.5 - 1.0)[output], pictures)
+    return _predict(lambda x: encoder.predict_on_batch(network_input(x))[output], pictures)
 
 
 def _features(encoder, pictures, kind, drawings, rng, bar) -> tuple[_Features, np.ndarray]:

@@ -28,6 +28,7 @@ from edge_app.arguments import seed
 from edge_app.errors import EdgeAppError, InputError
 from edge_app.preprocess import Preprocessing, shrink
 from tools.encoder_training import (
+    CACHE_MARGIN,
     CHECKS,
     LOSSES,
     PATIENCE,
@@ -50,10 +51,6 @@ if TYPE_CHECKING:
     from tools.training import Trained
 
 DEFAULT_SIZE_PX = 96
-
-# Pictures are kept in memory a little larger than the input, so that turning and shifting them
-# costs no sharpness against what the device will see.
-CACHE_MARGIN = 1.15
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

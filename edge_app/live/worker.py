@@ -22,7 +22,7 @@ import numpy as np
 from edge_app.bundle import Bundle
 from edge_app.enrol import LEAST_IMAGES
 from edge_app.errors import EdgeAppError
-from edge_app.inspector import Inspector, Seen
+from edge_app.inspector import Inspector, SeeingInspector, Seen
 from edge_app.live.journal import Journal
 from edge_app.live.scene import Scene
 from edge_app.live.slot import Slot
@@ -50,21 +50,8 @@ MOST_EMPTIES, EMPTIES_EVERY_S = 5, 1.0
 TOO_HOT = ("hot", "paused")
 
 
-class LiveInspector(Inspector):
-    """
-    An inspector that remembers what it scored last, and whose threshold can be moved.
-
-    Attributes
-    ----------
-    seen : Seen or None
-        Set to None before a frame; not None after it if the frame was scored.
-    """
-
-    seen: Seen | None = None
-
-    def look(self, *args: Any, **kwargs: Any) -> Seen:
-        self.seen = super().look(*args, **kwargs)
-        return self.seen
+class LiveInspector(SeeingInspector):
+    """An inspector that remembers what it scored last, and whose threshold can be moved."""
 
     def move_threshold(self, bundle: Bundle) -> None:
         """Go on with the same bundle but for its threshold."""
