@@ -15,11 +15,12 @@ from edge_app.bundle import load_bundle
 from edge_app.cli import main
 from edge_app.config import DEFAULT_FILE, load_config
 from edge_app.errors import EdgeAppError
+from edge_app.hand import Outcome
 from edge_app.inspector import build_encoder
+from edge_app.knowledge import Teacher, known_from, pictures_of
 from edge_app.live.journal import Journal
-from edge_app.live.knowledge import Teacher, known_from, pictures_of
 from edge_app.live.session import Session
-from edge_app.live.worker import MOST_COMMANDS, LiveInspector, Outcome, Worker
+from edge_app.live.worker import MOST_COMMANDS, LiveInspector, Worker
 from edge_app.records import Frame, Verdict
 from edge_app.station import Station
 

@@ -10,10 +10,11 @@ import pytest
 
 from edge_app.config import DEFAULT_FILE, load_config
 from edge_app.errors import CameraError
+from edge_app.hand import Hand
 from edge_app.live.journal import Journal
-from edge_app.live.slot import Slot
-from edge_app.live.worker import MOST_COMMANDS, Hand, LiveInspector, Worker
+from edge_app.live.worker import MOST_COMMANDS, LiveInspector, Worker
 from edge_app.records import Frame, Verdict
+from edge_app.slot import Slot
 from edge_app.station import Station
 
 
@@ -133,7 +134,7 @@ def test_a_lost_source_ends_it_with_the_reason(nut_bundle, clip_frames):
 
 
 def test_a_moved_threshold_decides_from_the_next_frame_on(nut_bundle, still_frames):
-    from edge_app.live.knowledge import with_threshold
+    from edge_app.knowledge import with_threshold
 
     worker = worker_of(nut_bundle, [], mode="single")
     frame = Frame(0, "bench", still_frames["bad"][0])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_app.bundle import LEARNT, Bundle
+from edge_app.dial import Dial
 from edge_app.held_out import (
     NEVER,
     blinding,
@@ -25,7 +26,6 @@ from edge_app.held_out import (
     thumbnail,
 )
 from edge_app.learnt_pictures import GOOD, unpack
-from edge_app.live.dial import Dial
 from edge_app.records import Verdict
 from edge_app.runtime import open_interpreter
 from tools.leak_probe import separation

@@ -12,12 +12,13 @@ from pathlib import Path
 from edge_app.bundle import Bundle, load_bundle, refuse_existing
 from edge_app.config import Config
 from edge_app.decision import MODES
+from edge_app.hand import Hand
 from edge_app.inspector import Inspector, build_encoder
+from edge_app.knowledge import Teacher, known_from
 from edge_app.live.display import Probe, fitted, refuse_without_display, screen_size
 from edge_app.live.journal import Journal
-from edge_app.live.knowledge import Teacher, known_from
 from edge_app.live.session import Session
-from edge_app.live.worker import Hand, LiveInspector, Worker
+from edge_app.live.worker import LiveInspector, Worker
 from edge_app.places import base_bundle
 from edge_app.sources import Source, open_source
 from edge_app.station import Station, conditions_for, rules_for

@@ -23,13 +23,12 @@ import numpy as np
 from edge_app.align import Aligner, read_alignment
 from edge_app.bundle import Bundle
 from edge_app.config import LiveConfig
+from edge_app.dial import Dial
 from edge_app.enrol import LEAST_IMAGES
 from edge_app.errors import InputError
+from edge_app.hand import Hand, Outcome
 from edge_app.heatmap import overlay
-from edge_app.live.dial import Dial
-from edge_app.live.journal import Journal
-from edge_app.live.keys import key_of
-from edge_app.live.knowledge import (
+from edge_app.knowledge import (
     Knowledge,
     Teacher,
     forgotten,
@@ -38,8 +37,10 @@ from edge_app.live.knowledge import (
     with_threshold,
     write,
 )
+from edge_app.live.journal import Journal
+from edge_app.live.keys import key_of
 from edge_app.live.scene import Scene, Shown
-from edge_app.live.worker import Hand, LiveInspector, Outcome, Worker
+from edge_app.live.worker import LiveInspector, Worker
 from edge_app.preprocess import Preprocessing, prepare, unusable
 from edge_app.presence import empty_view_of, learn_empty_view, locate
 from edge_app.records import Frame

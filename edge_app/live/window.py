@@ -22,7 +22,7 @@ from edge_app.live import view
 from edge_app.live.display import SMALLEST
 from edge_app.live.scene import Shown
 from edge_app.live.session import Session
-from edge_app.live.slot import Slot
+from edge_app.slot import Slot
 
 TITLE = "edge-app"
 # Between two looks for new pictures, milliseconds.

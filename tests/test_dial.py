@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from edge_app.dial import MOST_STEPS, Dial
 from edge_app.held_out import false_reject_interval
-from edge_app.live.dial import MOST_STEPS, Dial
 
 SCORES = [3.0, 1.0, 2.0, 4.0]
 
