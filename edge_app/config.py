@@ -8,6 +8,7 @@ is refused with the file, the key and what was wanted.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,6 +101,73 @@ class EnrollConfig:
 
 
 @dataclass(frozen=True)
+class ServiceConfig:
+    name: str
+    source: str
+    state: str
+    bundle: str
+    mode: str
+    camera_hang_s: float
+    most_threshold_rise: float
+    verify_required: bool
+
+
+@dataclass(frozen=True)
+class EventsConfig:
+    keep_days: float
+    keep_mb: int
+    keep_free_mb: int
+    pictures_a_minute: int
+
+
+@dataclass(frozen=True)
+class WebConfig:
+    enabled: bool
+    address: str
+    port: int
+    token_file: str
+    stream_fps: float
+    stream_width: int
+    viewers: int
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    enabled: bool
+
+
+@dataclass(frozen=True)
+class MqttConfig:
+    enabled: bool
+    host: str
+    port: int
+    topic: str
+    username: str
+    password_file: str
+    tls: bool
+
+
+@dataclass(frozen=True)
+class WebhookConfig:
+    enabled: bool
+    url: str
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class GpioConfig:
+    enabled: bool
+    reject_pin: int
+    reject_delay_ms: float
+    reject_ms: float
+    reject_unknown: bool
+    red_pin: int
+    yellow_pin: int
+    green_pin: int
+    active_high: bool
+
+
+@dataclass(frozen=True)
 class Config:
     """Every setting, checked; see ``default.toml`` for meaning, unit and range."""
 
@@ -112,6 +180,13 @@ class Config:
     thermal: ThermalConfig
     live: LiveConfig
     enroll: EnrollConfig
+    service: ServiceConfig
+    events: EventsConfig
+    web: WebConfig
+    metrics: MetricsConfig
+    mqtt: MqttConfig
+    webhook: WebhookConfig
+    gpio: GpioConfig
 
 
 _Check = Callable[[Any], bool]
@@ -136,8 +211,29 @@ def _switch() -> tuple[str, _Check]:
     return "true or false", lambda v: isinstance(v, bool)
 
 
-def _text() -> tuple[str, _Check]:
+def _text(empty: bool = False) -> tuple[str, _Check]:
+    if empty:
+        return "a text", lambda v: isinstance(v, str)
     return "a text that is not empty", lambda v: isinstance(v, str) and bool(v.strip())
+
+
+def _matching(wanted: str, pattern: str) -> tuple[str, _Check]:
+    return wanted, lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None
+
+
+def _name() -> tuple[str, _Check]:
+    # It stands in topics, labels and file names.
+    return _matching("letters, digits, - and _, at most 40", r"[A-Za-z0-9_-]{1,40}")
+
+
+def _topic() -> tuple[str, _Check]:
+    return _matching(
+        "a topic without + and #, not beginning with / or $", r"[^+#/$\0][^+#\0]{0,200}"
+    )
+
+
+def _address() -> tuple[str, _Check]:
+    return _matching("empty or an address http://… or https://…", r"(https?://\S+)?")
 
 
 def _one_of(*names: str) -> tuple[str, _Check]:
@@ -164,7 +260,7 @@ _CHECKS: dict[str, dict[str, tuple[str, _Check]]] = {
         "frozen_frames": _whole(2, 1000),
     },
     "trigger": {
-        "kind": _one_of("presence", "key", "gpio"),
+        "kind": _one_of("presence", "key", "gpio", "mqtt", "http"),
         "gpio_pin": _whole(0, 27),
         "gpio_edge": _one_of("rising", "falling"),
         "debounce_s": _within(0, 60),
@@ -200,6 +296,57 @@ _CHECKS: dict[str, dict[str, tuple[str, _Check]]] = {
         "neighbours": _whole(1, 100),
         "feature_scaling": _one_of(*FEATURE_SCALINGS),
         "false_reject_rate": _number("a number above 0, below 0.5", lambda v: 0 < v < 0.5),
+    },
+    "service": {
+        "name": _name(),
+        "source": _text(),
+        "state": _text(),
+        "bundle": _text(),
+        "mode": _one_of("auto", "continuous", "part"),
+        "camera_hang_s": _within(5, 3600),
+        "most_threshold_rise": _within(1, 100),
+        "verify_required": _switch(),
+    },
+    "events": {
+        "keep_days": _within(1, 36_500),
+        "keep_mb": _whole(1, 1_000_000),
+        "keep_free_mb": _whole(0, 1_000_000),
+        "pictures_a_minute": _whole(0, 6000),
+    },
+    "web": {
+        "enabled": _switch(),
+        "address": _text(),
+        "port": _whole(0, 65535),
+        "token_file": _text(empty=True),
+        "stream_fps": _within(0.2, 60),
+        "stream_width": _whole(160, 4096),
+        "viewers": _whole(1, 1000),
+    },
+    "metrics": {"enabled": _switch()},
+    "mqtt": {
+        "enabled": _switch(),
+        "host": _text(),
+        "port": _whole(1, 65535),
+        "topic": _topic(),
+        "username": _text(empty=True),
+        "password_file": _text(empty=True),
+        "tls": _switch(),
+    },
+    "webhook": {
+        "enabled": _switch(),
+        "url": _address(),
+        "timeout_s": _within(0.1, 60),
+    },
+    "gpio": {
+        "enabled": _switch(),
+        "reject_pin": _whole(-1, 27),
+        "reject_delay_ms": _within(0, 600_000),
+        "reject_ms": _within(1, 60_000),
+        "reject_unknown": _switch(),
+        "red_pin": _whole(-1, 27),
+        "yellow_pin": _whole(-1, 27),
+        "green_pin": _whole(-1, 27),
+        "active_high": _switch(),
     },
 }
 
@@ -248,6 +395,9 @@ def load_config(path: Path | str | None = None) -> Config:
             f"{path or DEFAULT_FILE}: [camera] hang_s is {camera['hang_s']:g}, wanted more than "
             f"the {slow_s:g} seconds between two pictures that exposure_ms and fps give"
         )
+    if values["webhook"]["enabled"] and not values["webhook"]["url"]:
+        raise ConfigError(f"{path or DEFAULT_FILE}: [webhook] is enabled without a url")
+    _refuse_shared_pins(path or DEFAULT_FILE, values)
     return Config(
         RuntimeConfig(**values["runtime"]),
         CameraConfig(**values["camera"]),
@@ -258,7 +408,29 @@ def load_config(path: Path | str | None = None) -> Config:
         ThermalConfig(**values["thermal"]),
         LiveConfig(**values["live"]),
         EnrollConfig(**values["enroll"]),
+        ServiceConfig(**values["service"]),
+        EventsConfig(**values["events"]),
+        WebConfig(**values["web"]),
+        MetricsConfig(**values["metrics"]),
+        MqttConfig(**values["mqtt"]),
+        WebhookConfig(**values["webhook"]),
+        GpioConfig(**values["gpio"]),
     )
+
+
+def _refuse_shared_pins(path: Path | str, values: dict[str, dict[str, Any]]) -> None:
+    """One pin for two purposes would drive the lamp by the trigger, or the reject by the lamp."""
+    gpio, trigger = values["gpio"], values["trigger"]
+    used: dict[int, str] = {}
+    if trigger["kind"] == "gpio":
+        used[trigger["gpio_pin"]] = "[trigger] gpio_pin"
+    for key in ("reject_pin", "red_pin", "yellow_pin", "green_pin"):
+        pin = gpio[key]
+        if not gpio["enabled"] or pin < 0:
+            continue
+        if pin in used:
+            raise ConfigError(f"{path}: [gpio] {key} is {pin}, which {used[pin]} uses already")
+        used[pin] = f"[gpio] {key}"
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

@@ -4,8 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
+
+# What a service keeps of what happens; the first two with evidence pictures.
+EVENT_KINDS = (
+    "ng",
+    "unknown",
+    "bundle",
+    "threshold",
+    "heat",
+    "verify",
+    "scoring",
+    "learn",
+    "revert",
+    "mark",
+    "picture",
+    "output",
+    "storage",
+    "config",
+    "service",
+)
 
 # The stages between a frame in memory and its decision.
 LOOP_STAGES = ("quality", "locate", "align", "encode", "score", "decide")
@@ -174,6 +194,9 @@ class Result:
         The heatmap on its fixed colour scale, 0 to 1.
     heatmap : str or None
         The file the overlay was written to.
+    announced_s : float or None
+        When the part was announced by its trigger, or first seen, seconds of `time.monotonic`; None
+        outside parts and from files.
     """
 
     event: str
@@ -187,6 +210,7 @@ class Result:
     overlay_bgr: np.ndarray | None = None
     map_01: np.ndarray | None = None
     heatmap: str | None = None
+    announced_s: float | None = None
 
     @property
     def loop_ms(self) -> float | None:
@@ -194,3 +218,75 @@ class Result:
         if "score" not in self.latency_ms:
             return None
         return sum(self.latency_ms.get(stage, 0.0) for stage in LOOP_STAGES)
+
+
+@dataclass(frozen=True)
+class Event:
+    """
+    Something that a service keeps: an NG or UNKNOWN part or episode, or a change of what judges.
+
+    Attributes
+    ----------
+    kind : str
+        One of `EVENT_KINDS`.
+    time_s : float
+        Seconds since 1970 UTC, as the clock was; a board without a battery may have had it wrong.
+    boot_s : float
+        Seconds since the board started, the clock of `time.CLOCK_BOOTTIME`.
+    detail : str
+        One sentence.
+    verdict : Verdict or None
+    reason : str or None
+        ``kind: detail`` where UNKNOWN.
+    part : int or None
+    score, threshold : float or None
+        Higher is more anomalous.
+    bundle_sha256 : str or None
+        Which bundle judged, or judges from now on.
+    episode : str or None
+        Where it lasts: the same event comes again with this name when it has ended, and takes the
+        place of the first.
+    ended_s : float or None
+        When the episode ended, seconds since 1970 UTC.
+    frames : int
+        How many frames it has lasted so far.
+    data : dict
+        More, as JSON holds it.
+    frame_bgr, overlay_bgr : ndarray of uint8, shape (height, width, 3), or None
+        Evidence: the frame that decided, and the same with its heatmap.
+    """
+
+    kind: str
+    time_s: float
+    boot_s: float
+    detail: str
+    verdict: Verdict | None = None
+    reason: str | None = None
+    part: int | None = None
+    score: float | None = None
+    threshold: float | None = None
+    bundle_sha256: str | None = None
+    episode: str | None = None
+    ended_s: float | None = None
+    frames: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    frame_bgr: np.ndarray | None = None
+    overlay_bgr: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """
+    How often what happened within an hour, to be added to what was counted of it before.
+
+    Attributes
+    ----------
+    hour : int
+        Hours since 1970 UTC.
+    counts : dict of str to int
+        By ``part OK``, ``part NG``, ``part UNKNOWN``, ``frame OK`` and so on, ``unknown camera``
+        (the reason's kind).
+    """
+
+    hour: int
+    counts: dict[str, int]
