@@ -121,7 +121,7 @@ def build_decoder(bundle: Bundle, encoder: Encoder, threads: int) -> Decoder | N
 
 def _blind(reason: str) -> Finding:
     """A frame that shows nothing; after a lost camera or a pause nobody knows what came between."""
-    lost = reason.partition(":")[0] in ("camera", "heat")
+    lost = reason.partition(":")[0] in ("camera", "heat", "stopped", "verify")
     return Finding(None, reason=reason, in_part=False, lost=lost)
 
 
@@ -287,6 +287,21 @@ class Inspector:
         """From this frame on, which is inspected next, a trigger has announced a part."""
         self._last_frame = frame
         self._state = open_part(self._state, frame.index, reason)
+
+    @property
+    def part_open(self) -> bool:
+        """Whether a part is in view, or announced, that has no verdict yet."""
+        return self._state.open_part is not None
+
+    def follow(self, before: Inspector) -> None:
+        """
+        Go on where another left off: number the next part, and know the pictures just seen.
+
+        A frozen camera is found by them, whichever bundle judges. Scores of another bundle are no
+        history of this one's.
+        """
+        self._state = replace(self._state, next_part=before._state.next_part)
+        self._memory = before._memory
 
     def finish(self) -> list[Result]:
         """The verdict on the part that is still open: in view at the end, or announced."""

@@ -8,6 +8,7 @@ draws nothing: a frame goes in, its results come out.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from types import TracebackType
 
@@ -19,6 +20,15 @@ from edge_app.records import Frame, Result
 from edge_app.sources import Source
 from edge_app.thermal import ThermalWatch
 from edge_app.trigger import Gate, GpioInput
+
+# Who must be there to fire a trigger.
+_FIRED_BY = {
+    "key": "only edge-app live has a key to press",
+    "mqtt": "nobody listens: edge-app run does, with [mqtt] enabled",
+    "http": "nobody listens: edge-app run does, with [web] enabled",
+}
+# Parts whose announcement is remembered until their verdict: far more than are ever open.
+MOST_OPEN = 16
 
 
 class Station:
@@ -38,6 +48,8 @@ class Station:
 
     Attributes
     ----------
+    hold : str or None
+        While set, every frame is UNKNOWN for this reason, as ``kind: detail``, and not looked at.
     skipped, idle : int
         Frames that were left out to keep cool, and since no part was announced.
     """
@@ -52,9 +64,11 @@ class Station:
         self.inspector = inspector
         self.watch = watch
         self.gate = gate
+        self.hold: str | None = None
         self.skipped = self.idle = 0
         self._gpio = gpio
         self._told = 0
+        self._announced_s: dict[int, float | None] = {}
 
     def __enter__(self) -> Station:
         return self
@@ -78,10 +92,17 @@ class Station:
 
         A frame without a picture is always taken: that the camera is lost must be said at once. One
         that heat or trigger leaves out is still looked at so far that the parts before and after it
-        are not taken for one, and that a frozen camera is noticed. While a heat pause lasts, frames
-        are UNKNOWN without being looked at.
+        are not taken for one, and that a frozen camera is noticed. While a heat pause or a hold
+        lasts, frames are UNKNOWN without being looked at.
         """
+        return [self._dated(result, frame) for result in self._take(frame)]
+
+    def _take(self, frame: Frame) -> list[Result]:
         results: list[Result] = []
+        if frame.frame_bgr is not None and self.hold is not None:
+            frame = replace(frame, frame_bgr=None, problem=self.hold)
+            if self.watch is not None:
+                self.watch.due()  # reads the sensor
         seen, watch, inspector = frame.frame_bgr is not None, self.watch, self.inspector
         # Asked of every frame, so that the sensor is read whatever the trigger does.
         due = not seen or watch is None or watch.due()
@@ -123,16 +144,36 @@ class Station:
             self._told += 1
             results += self.inspector.finish()
             self.inspector.open_part(frame, "trigger: no frame in time")
-            results += self.inspector.finish()
+            announced_s = self.gate.unseen_s.popleft() if self.gate.unseen_s else None
+            results += [
+                replace(result, announced_s=announced_s) for result in self.inspector.finish()
+            ]
         return results
+
+    def _dated(self, result: Result, frame: Frame) -> Result:
+        """The result with the time at which its part was announced, or first seen."""
+        part, announced = result.decision.part, self._announced_s
+        if part is None or result.announced_s is not None:
+            return result
+        if part not in announced:
+            while len(announced) >= MOST_OPEN:
+                del announced[next(iter(announced))]
+            announced[part] = frame.captured_s if self.gate is None else self.gate.opened_s
+        ended = result.decision.closed is not None
+        return replace(result, announced_s=announced.pop(part) if ended else announced[part])
 
     def finish(self) -> list[Result]:
         """The verdict on the part that is still open when the frames end."""
-        return self.inspector.finish()
+        none = Frame(-1, "", None)
+        return [self._dated(result, none) for result in self.inspector.finish()]
 
 
 def rules_for(
-    bundle: Bundle, config: Config, source: Source, mode: str = "auto", keys: bool = False
+    bundle: Bundle,
+    config: Config,
+    source: Source,
+    mode: str = "auto",
+    fires: Collection[str] = (),
 ) -> tuple[DecisionConfig, str]:
     """
     The inspector's settings and mode for a source; parameters and errors as `build_station`.
@@ -148,8 +189,8 @@ def rules_for(
             raise InputError(
                 f"[trigger] kind is {kind!r}, which opens parts: wanted mode part or auto"
             )
-        if kind == "key" and not keys:
-            raise InputError("[trigger] kind is 'key', but only edge-app live has a key to press")
+        if kind != "gpio" and kind not in fires:
+            raise InputError(f"[trigger] kind is {kind!r}, but {_FIRED_BY[kind]}")
         # A part that is announced has so many frames and no more.
         usable = min(decision.least_usable_frames, config.trigger.frames)
         return replace(decision, least_usable_frames=usable), "triggered"
@@ -168,7 +209,7 @@ def build_station(
     mode: str = "auto",
     heatmaps: bool = True,
     heatmap: str | None = None,
-    keys: bool = False,
+    fires: Collection[str] = (),
 ) -> Station:
     """
     A station as configuration and source want it.
@@ -187,8 +228,8 @@ def build_station(
         Whether NG results carry an overlay.
     heatmap : {'auto', 'patch', 'decoder'}, optional
         By default what the configuration says.
-    keys : bool
-        Whether somebody can press the key that triggers.
+    fires : collection of str
+        Kinds of trigger, other than an input pin, that somebody can fire here.
 
     Raises
     ------
@@ -196,7 +237,7 @@ def build_station(
         If the bundle cannot inspect, there is no input pin where one is wanted, or nothing that
         could trigger.
     """
-    decision, mode = rules_for(bundle, config, source, mode, keys)
+    decision, mode = rules_for(bundle, config, source, mode, fires)
     inspector = Inspector(
         bundle,
         decision,

@@ -11,6 +11,7 @@ import bisect
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -42,6 +43,10 @@ class Gate:
         Announced parts that did not get all their frames, since the next one was due before.
     unseen : int
         Of these, those that got none: there was no frame within `LATEST_S`, or before the next.
+    opened_s : float or None
+        When the part that is open, or was last, was announced.
+    unseen_s : deque of float
+        The same of those in `unseen`; whoever tells of one takes it out.
     """
 
     def __init__(self, settings: TriggerConfig) -> None:
@@ -52,6 +57,8 @@ class Gate:
         self._left = 0
         self.missed = 0
         self.unseen = 0
+        self.opened_s: float | None = None
+        self.unseen_s: deque[float] = deque(maxlen=MOST_WAITING)
 
     def fire(self, at_s: float) -> bool:
         """
@@ -76,10 +83,13 @@ class Gate:
             self._fired_s = at_s
             bisect.insort(self._due_s, at_s + self._settings.delay_s)
             if len(self._due_s) > MOST_WAITING:
-                del self._due_s[0]
+                self._never_seen(self._due_s.pop(0))
                 self.missed += 1
-                self.unseen += 1
             return True
+
+    def _never_seen(self, due_s: float) -> None:
+        self.unseen += 1
+        self.unseen_s.append(due_s - self._settings.delay_s)
 
     def take(self, at_s: float) -> Turn:
         """
@@ -104,12 +114,14 @@ class Gate:
                 if self._left:
                     self.missed += 1
                     # Opened by this very frame, and overtaken at once.
-                    self.unseen += opened
+                    if opened:
+                        self._never_seen(self.opened_s + self._settings.delay_s)
                 self._left, opened = self._settings.frames, True
+                self.opened_s = due_s - self._settings.delay_s
                 if at_s - due_s > LATEST_S:
                     # What is in view by now is something else.
                     self.missed += 1
-                    self.unseen += 1
+                    self._never_seen(due_s)
                     self._left, opened = 0, False
             if not self._left:
                 return "idle"

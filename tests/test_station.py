@@ -59,7 +59,7 @@ class Board:
 
 def test_a_trigger_opens_a_part_of_so_many_frames(nut_bundle, config, still_frames):
     trigger = replace(config.trigger, kind="key", frames=4, delay_s=0.5)
-    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), keys=True)
+    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), fires=("key",))
     good, bad = still_frames["good"][0], still_frames["bad"][0]
     assert isinstance(station.gate, Gate)
     assert station.take(seen(good, 0, 10.0)) == [] and station.idle == 1
@@ -70,13 +70,14 @@ def test_a_trigger_opens_a_part_of_so_many_frames(nut_bundle, config, still_fram
         closed += [r for r in station.take(seen(bad, index, at_s)) if r.event == "part"]
     (part,) = closed
     assert part.decision.verdict is Verdict.NG and part.decision.closed.usable == 4
+    assert part.announced_s == pytest.approx(10.1)  # not its first frame: the delay lies between
     assert part.overlay_bgr is not None
     assert station.take(seen(bad, 9, 11.0)) == []
 
 
 def test_a_trigger_without_a_part_in_view_is_unknown(nut_bundle, config, still_frames):
     trigger = replace(config.trigger, kind="key", frames=1)
-    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), keys=True)
+    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), fires=("key",))
     station.gate.fire(1.0)
     results = station.take(seen(still_frames["empty"][0], 0, 1.0))
     assert [r.event for r in results] == ["frame", "part"]
@@ -86,7 +87,7 @@ def test_a_trigger_without_a_part_in_view_is_unknown(nut_bundle, config, still_f
 
 def test_a_part_overtaken_by_the_next_has_its_verdict(nut_bundle, config, still_frames):
     trigger = replace(config.trigger, kind="key", frames=5, debounce_s=0.0)
-    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), keys=True)
+    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), fires=("key",))
     parts = []
     for index in range(8):
         if index in (0, 4):
@@ -96,11 +97,52 @@ def test_a_part_overtaken_by_the_next_has_its_verdict(nut_bundle, config, still_
     parts += station.finish()
     assert [part.decision.closed.usable for part in parts] == [4, 4]
     assert [part.decision.part for part in parts] == [0, 1]
+    assert [part.announced_s for part in parts] == [0.0, 4.0]
+
+
+def test_a_part_that_comes_into_view_is_announced_by_its_first_frame(
+    nut_bundle, config, still_frames
+):
+    station = build_station(nut_bundle, config, Camera(), mode="part")
+    empty, good = still_frames["empty"][0], still_frames["good"][0]
+    views, results = [empty, good, good, good, empty, empty, empty], []
+    for index, view in enumerate(views):
+        results += station.take(seen(view, index, 20.0 + index))
+    (part,) = [result for result in results if result.event == "part"]
+    assert part.announced_s == 21.0
+    assert [r.announced_s for r in results if r.decision.part is None] == [None] * 4
+
+
+def test_what_holds_a_station_makes_everything_unknown(nut_bundle, config, still_frames):
+    station = build_station(nut_bundle, config, Camera(), mode="continuous")
+    good = still_frames["good"][0]
+    station.hold = "stopped: by hand"
+    (result,) = station.take(seen(good, 0, 1.0))
+    assert result.decision.verdict is Verdict.UNKNOWN
+    assert result.decision.reason == "stopped: by hand" and "encode" not in result.latency_ms
+    station.hold = None
+    (result,) = station.take(seen(good, 1, 2.0))
+    assert result.decision.verdict is Verdict.OK
+
+
+def test_another_inspector_goes_on_with_the_numbers_of_parts(nut_bundle, config, still_frames):
+    station = build_station(nut_bundle, config, Camera(), mode="part")
+    empty, good = still_frames["empty"][0], still_frames["good"][0]
+    views = [good, good, good, empty, empty, empty]
+    parts = []
+    for lot in range(2):
+        for index, view in enumerate(views):
+            assert station.inspector.part_open is (0 < index < 5)
+            parts += [r for r in station.take(seen(view, index, index)) if r.event == "part"]
+        successor = build_station(nut_bundle, config, Camera(), mode="part").inspector
+        successor.follow(station.inspector)
+        station.inspector = successor
+    assert [part.decision.part for part in parts] == [0, 1]
 
 
 def test_a_lost_camera_is_said_at_once_whatever_the_trigger(nut_bundle, config):
     trigger = replace(config.trigger, kind="key")
-    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), keys=True)
+    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), fires=("key",))
     (result,) = station.take(Frame(0, "camera", None, problem="camera: lost (unplugged)"))
     assert result.decision.verdict is Verdict.UNKNOWN
     assert result.decision.reason == "camera: lost (unplugged)"
@@ -251,7 +293,7 @@ def test_heat_does_not_join_a_bad_part_to_a_good_one(nut_bundle, config, still_f
 def test_heat_does_not_take_an_announced_parts_frames(nut_bundle, config, still_frames):
     trigger = replace(config.trigger, kind="key", frames=4)
     station = build_station(
-        nut_bundle, replace(config, trigger=trigger), Camera(), mode="part", keys=True
+        nut_bundle, replace(config, trigger=trigger), Camera(), mode="part", fires=("key",)
     )
     station.watch = Slow("hot")
     good, bad, empty = (still_frames[kind][0] for kind in ("good", "bad", "empty"))
@@ -267,7 +309,7 @@ def test_heat_does_not_take_an_announced_parts_frames(nut_bundle, config, still_
 def test_a_camera_that_froze_between_triggers_is_noticed(judged_bundle, config, still_frames):
     trigger = replace(config.trigger, kind="key", frames=1)
     station = build_station(
-        judged_bundle, replace(config, trigger=trigger), Camera(), mode="part", keys=True
+        judged_bundle, replace(config, trigger=trigger), Camera(), mode="part", fires=("key",)
     )
     good = still_frames["good"][2]
     for index in range(6):
@@ -280,7 +322,7 @@ def test_a_camera_that_froze_between_triggers_is_noticed(judged_bundle, config, 
 
 def test_an_announced_part_of_which_there_is_no_frame_is_unknown(nut_bundle, config, still_frames):
     trigger = replace(config.trigger, kind="key", frames=2, debounce_s=0.0)
-    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), keys=True)
+    station = build_station(nut_bundle, replace(config, trigger=trigger), Camera(), fires=("key",))
     station.gate.fire(0.0)
     # A minute without a frame: what is in view now is not what was announced.
     (result,) = station.take(seen(still_frames["good"][0], 0, 60.0))
@@ -293,7 +335,7 @@ def test_a_trigger_without_anybody_to_press_it_is_refused(nut_bundle, config):
     with pytest.raises(InputError, match="only edge-app live has a key"):
         build_station(nut_bundle, key, Camera())
     with pytest.raises(InputError, match="wanted mode part"):
-        build_station(nut_bundle, key, Camera(), mode="continuous", keys=True)
+        build_station(nut_bundle, key, Camera(), mode="continuous", fires=("key",))
 
 
 def test_a_light_that_failed_is_not_an_empty_station(judged_bundle, config, still_frames):

@@ -104,12 +104,12 @@ def _run(
 
     live = source.live
     # Refused here, before a window opens, if mode and trigger do not go together.
-    _, mode = rules_for(bundle, config, source, args.mode, keys=True)
+    _, mode = rules_for(bundle, config, source, args.mode, fires=("key",))
 
     def build(bundle: Bundle) -> LiveInspector:
         return LiveInspector(
             bundle,
-            *rules_for(bundle, config, source, args.mode, keys=True),
+            *rules_for(bundle, config, source, args.mode, fires=("key",)),
             threads,
             # The worker draws them itself, where they are shown.
             heatmaps=False,
