@@ -35,7 +35,13 @@ $(VENV)-window/ready: pyproject.toml
 	$(VENV)-window/bin/pip install --quiet --disable-pip-version-check --editable '.[window]'
 	touch $@
 
-test-slow: $(VENV)/workstation $(VENV)-window/ready
+$(VENV)/browser: $(VENV)/workstation
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[headless,browser]'
+	touch $@
+
+# Browser, broker, Prometheus and window tests need Debian's chromium, mosquitto, prometheus, xvfb and
+# xdotool; what is not installed is skipped with the reason.
+test-slow: $(VENV)/workstation $(VENV)/browser $(VENV)-window/ready
 	EDGE_APP_WINDOW_PYTHON=$(VENV)-window/bin/python $(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/workstation

@@ -24,6 +24,9 @@ COMMANDS = {
     "inspect": "judge an image, a folder, a video or a camera",
     "enroll": "learn a part from good frames",
     "live": "a window with the camera's picture, its verdicts and keys to teach it",
+    "run": "the service: inspects without a screen, with a page, events and outputs",
+    "verify": "judge the master parts, good and bad, at the start of a shift",
+    "events": "what the service has kept of NG, UNKNOWN and changes",
     "bench": "what each stage and the loop cost, against the bare encoder call",
     "doctor": "what is wrong with this machine, and how to mend it",
 }

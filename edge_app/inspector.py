@@ -289,6 +289,11 @@ class Inspector:
         self._state = open_part(self._state, frame.index, reason)
 
     @property
+    def mode(self) -> str:
+        """How frames are decided: 'single', 'continuous', 'part' or 'triggered'."""
+        return self._rules.mode
+
+    @property
     def part_open(self) -> bool:
         """Whether a part is in view, or announced, that has no verdict yet."""
         return self._state.open_part is not None

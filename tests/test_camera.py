@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from test_sources import LIMIT_S, SETTINGS
 
+from edge_app.backoff import Backoff
 from edge_app.errors import CameraError
 from edge_app.sources import open_source
-from edge_app.sources.camera import Backoff, CameraSource
+from edge_app.sources.camera import CameraSource
 from edge_app.sources.picamera import PicameraDevice
 from edge_app.sources.webcam import WebcamDevice
 
@@ -618,7 +619,7 @@ def test_a_pi_camera_that_stops_delivering_is_lost(pi):
     camera = PicameraDevice(0, QUICK, pi)
     camera.open()
     pi.silent = True
-    with pytest.raises(CameraError, match="no picture for 2 s: check the ribbon cable"):
+    with pytest.raises(CameraError, match="no picture for 1.5 s: check the ribbon cable"):
         camera.read()
     camera.close()
 

@@ -26,6 +26,7 @@ from edge_app.inspector import Inspector, SeeingInspector, Seen
 from edge_app.live.journal import Journal
 from edge_app.live.scene import Scene
 from edge_app.quality import measure
+from edge_app.rate import Rate
 from edge_app.records import Frame, Result, Verdict
 from edge_app.slot import Slot
 from edge_app.sources import Source
@@ -37,8 +38,7 @@ from edge_app.thermal import Heat, ThermalWatch
 MOST_COMMANDS = 64
 # Scores that the strip shows at most: as many as a wide screen has room for.
 HISTORY = 400
-# Over so many seconds rates are counted, and stage times averaged with this share of the newest.
-RATE_S = 2.0
+# Stage times are averaged with this share of the newest.
 NEWEST_SHARE = 0.1
 # Files are played at this pace, seconds a frame: a film as filmed, pictures so that one sees them.
 FILM_S, PICTURES_S = 1 / 15, 1.0
@@ -58,23 +58,6 @@ class LiveInspector(SeeingInspector):
         self.bundle = bundle
         self.threshold = float(bundle.manifest["threshold"]["value"])
         self._rules = replace(self._rules, threshold=self.threshold)
-
-
-class _Rate:
-    """How many a second, of what a counter counts."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def at(self, count: int, now_s: float) -> float:
-        seen = self._seen
-        if seen and count < seen[-1][1]:
-            seen.clear()
-        seen.append((now_s, count))
-        while now_s - seen[0][0] > RATE_S:
-            seen.popleft()
-        took_s = now_s - seen[0][0]
-        return (count - seen[0][1]) / took_s if took_s > 0 else 0.0
 
 
 @dataclass
@@ -149,7 +132,7 @@ class Worker:
         self._history: deque[tuple[float | None, Verdict]] = deque(maxlen=HISTORY)
         self._stages_ms: dict[str, float] = {}
         self._inspected = 0
-        self._rates = _Rate(), _Rate()
+        self._rates = Rate(), Rate()
         self._scene: Scene | None = None
         self._thread = threading.Thread(target=self._run, name="inspection", daemon=True)
         self.use(inspector)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edge_app.backoff import Backoff
 from edge_app.config import CameraConfig
 from edge_app.errors import CameraError
 from edge_app.records import Frame
@@ -29,31 +30,6 @@ REPEAT_S = 1.0
 PATIENCE_S = 0.5
 
 _log = logging.getLogger(__name__)
-
-
-class Backoff:
-    """
-    How long to wait before each try: `first_s`, then twice as long each time, at most `most_s`.
-
-    Parameters
-    ----------
-    first_s, most_s : float
-        Seconds.
-    """
-
-    def __init__(self, first_s: float, most_s: float) -> None:
-        self._first_s, self._most_s = first_s, most_s
-        self.reset()
-
-    def reset(self) -> None:
-        """It has worked: begin again with `first_s`."""
-        self._next_s = self._first_s
-
-    def wait_s(self) -> float:
-        """The next wait in seconds."""
-        wait_s = self._next_s
-        self._next_s = min(2 * wait_s, self._most_s)
-        return wait_s
 
 
 @dataclass(frozen=True)
@@ -110,6 +86,7 @@ class CameraSource:
         self._why = ""
         self._next_try_s = 0.0
         self._told_s = -math.inf
+        self._inside_since_s: float | None = None
         if patient:
             self._lost = self._untold = True
             self._why = "not opened yet"
@@ -142,20 +119,31 @@ class CameraSource:
         while (frame := self._next()) is not None:
             yield frame
 
-    def close(self) -> None:
-        """
-        End the thread and let go of the camera; any number of times, by any thread.
-
-        Where the device hangs, its thread is left behind after a while; it lets go of the camera
-        should it ever return.
-        """
+    def end(self) -> None:
+        """Whoever takes frames gets no more; by any thread, and `close` is to follow."""
         self._closing.set()
         with self._changed:
             self._changed.notify_all()
-        self._reader.join(PATIENCE_S)
+
+    @property
+    def stuck_s(self) -> float:
+        """For how long the device has not come back from a call, seconds; 0 between calls."""
+        since_s = self._inside_since_s
+        return 0.0 if since_s is None else max(time.monotonic() - since_s, 0.0)
+
+    def close(self, wait_s: float | None = None) -> None:
+        """
+        End the thread and let go of the camera; any number of times, by any thread.
+
+        Where the device hangs, its thread is left behind after a while, `wait_s` seconds if given;
+        it lets go of the camera should it ever return.
+        """
+        self.end()
+        self._reader.join(PATIENCE_S if wait_s is None else min(wait_s, PATIENCE_S))
         if self._reader.is_alive():
             self._close_device()  # wakes what can be woken
-            self._reader.join(self._hang_s + PATIENCE_S)
+            longest_s = self._hang_s + PATIENCE_S
+            self._reader.join(longest_s if wait_s is None else min(wait_s, longest_s))
         with self._changed:
             self._drop_slot()
 
@@ -215,7 +203,8 @@ class CameraSource:
         while not self._closing.is_set():
             try:
                 if not opened:
-                    self._device.open()
+                    with self._inside():
+                        self._device.open()
                     opened = True
                 self._read_on()
             except CameraError as error:
@@ -237,7 +226,8 @@ class CameraSource:
         """Put picture after picture into the slot; returns when the source is closed."""
         while not self._closing.is_set():
             started = time.perf_counter()
-            frame_bgr = self._device.read()
+            with self._inside():
+                frame_bgr = self._device.read()
             read_ms = (time.perf_counter() - started) * 1e3
             with self._changed:
                 self._drop_slot()
@@ -251,6 +241,15 @@ class CameraSource:
                 self._changed.notify_all()
             # Not at the open: a camera that opens and gives nothing is still lost.
             self._backoff.reset()
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        """While the device is called; what never returns is told by `stuck_s`."""
+        self._inside_since_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._inside_since_s = None
 
     def _lose(self, why: str, wait_s: float) -> None:
         _log.info("%s: lost (%s), next try in %g s", self._device.name, why, wait_s)
