@@ -1,0 +1,272 @@
+"""The service's loop by itself: what is swapped, shown, said and fed, frame by frame."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edge_app.chronicle import Chronicle
+from edge_app.config import DEFAULT_FILE, load_config
+from edge_app.errors import BundleError
+from edge_app.inspector import SeeingInspector
+from edge_app.records import Event, Frame, Result, Verdict
+from edge_app.service import loop as loop_module
+from edge_app.service.board import HISTORY, Board, remembered
+from edge_app.service.loop import MOST_PICTURES, Loop
+from edge_app.service.self_test import self_test
+from edge_app.station import Station
+from edge_app.thermal import ThermalWatch
+
+
+class Camera:
+    """A source of given frames whose driver may hang."""
+
+    name, live, separate_parts, stuck_s = "camera", True, False, 0.0
+
+    def __init__(self, frames=()):
+        self._frames = frames
+
+    def frames(self):
+        yield from self._frames
+
+
+class Systemd:
+    def __init__(self):
+        self.fed, self.said = 0, []
+
+    def watchdog(self):
+        self.fed += 1
+
+    def status(self, text):
+        self.said.append(text)
+
+    def stopping(self):
+        self.said.append("stopping")
+
+
+class Box:
+    """What an outbox is to the loop; `waiting` is what a slow disk makes it."""
+
+    waiting = 0
+
+    def __init__(self):
+        self.items = []
+
+    def offer(self, item):
+        self.items.append(item)
+        return True
+
+    def of(self, kind):
+        return [item for item in self.items if isinstance(item, Event) and item.kind == kind]
+
+
+class Bench:
+    def __init__(self, bundle, mode="part", watch=None, frames=()):
+        self.config = load_config(DEFAULT_FILE)
+        self.bundle, self.mode = bundle, mode
+        self.camera, self.systemd, self.store, self.output = Camera(frames), Systemd(), Box(), Box()
+        self.board = Board("bench")
+        self.loop = Loop(
+            self.camera,
+            Station(self.inspector(), watch),
+            self.board,
+            Chronicle(mode),
+            self.store,
+            [self.output],
+            None,
+            self.systemd,
+            camera_hang_s=60.0,
+            stream_fps=1000.0,
+        )
+
+    def inspector(self, bundle=None):
+        return SeeingInspector(
+            bundle or self.bundle, self.config.decision, self.mode, quality=self.config.quality
+        )
+
+    @property
+    def parts(self):
+        return [r for r in self.output.items if isinstance(r, Result) and r.event == "part"]
+
+
+def live(views):
+    return [Frame(i, "camera", view, captured_s=float(i)) for i, view in enumerate(views)]
+
+
+@pytest.fixture
+def passing(still_frames):
+    """The views of one good part that comes and goes."""
+    empty, good = still_frames["empty"], still_frames["good"]
+    return [*empty[:2], *good[:4], *empty[2:5]]
+
+
+def test_a_swap_waits_for_the_end_of_the_part_and_loses_no_frame(nut_bundle, passing):
+    bench, taken = Bench(nut_bundle), []
+    frames = live(passing * 2)
+    other = bench.inspector()
+    for frame in frames:
+        if frame.index == 4:  # in the middle of the first part
+            bench.loop.tell(
+                lambda: bench.loop.use(other, lambda: taken.append(bench.loop.last_frame.index))
+            )
+        bench.loop._obey()
+        bench.loop.see(frame)
+    results = [r for r in bench.output.items if isinstance(r, Result) and r.event == "frame"]
+    assert [result.frame.index for result in results] == list(range(len(frames)))
+    assert bench.loop.station.inspector is other and taken == [
+        7
+    ]  # the frame before the one that it judges
+    assert [part.decision.part for part in bench.parts] == [0, 1]
+    assert [part.decision.verdict for part in bench.parts] == [Verdict.OK] * 2
+    assert [part.decision.closed.usable for part in bench.parts] == [4, 4]
+
+
+def test_a_part_left_lying_does_not_keep_a_swap_out_for_ever(nut_bundle, still_frames, monkeypatch):
+    bench, taken = Bench(nut_bundle), []
+    frames = live(still_frames["good"][:8])
+    for frame in frames:
+        if frame.index == 4:
+            monkeypatch.setattr(loop_module, "PATIENCE_S", 0.0)
+            bench.loop.use(bench.inspector(), lambda: taken.append(bench.loop.last_frame.index))
+        bench.loop.see(frame)
+    assert taken == [3]
+    (part,) = bench.parts  # what was seen of it had its verdict
+    assert part.decision.part == 0 and part.decision.closed.usable == 4
+
+
+def test_pictures_are_drawn_only_for_who_watches(nut_bundle, still_frames):
+    bench = Bench(nut_bundle, "continuous")
+    bad = live(still_frames["bad"][:8])
+    bench.loop.see(bad[0])
+    assert bench.board.picture is None
+    bench.board.watch()
+    for frame in bad[1:]:
+        bench.loop.see(frame)
+    number, picture, verdict = bench.board.picture
+    assert verdict == "NG" and picture.shape == bad[0].frame_bgr.shape
+    assert (picture != bad[-1].frame_bgr).any()  # the heatmap is on it
+    bench.board.unwatch()
+    assert bench.board.picture is None  # the next to come is not shown an old one
+    bench.loop.see(bad[0])
+    assert bench.board.picture is None and number > 1
+
+
+def test_outputs_get_no_pictures_and_the_store_gets_them(nut_bundle, still_frames):
+    bench = Bench(nut_bundle, "continuous")
+    for frame in live(still_frames["bad"][:6]):
+        bench.loop.see(frame)
+    (event,) = bench.store.of("ng")
+    assert event.frame_bgr is not None and event.overlay_bgr is not None
+    for item in bench.output.items:
+        pictures = [getattr(item, name, None) for name in ("overlay_bgr", "map_01", "frame_bgr")]
+        assert pictures == [None, None, None]
+        assert not isinstance(item, Result) or item.frame.frame_bgr is None
+
+
+def test_a_slow_disk_costs_the_picture_not_the_event(nut_bundle, still_frames):
+    bench = Bench(nut_bundle, "continuous")
+    bench.store.waiting = MOST_PICTURES
+    for frame in live(still_frames["bad"][:6]):
+        bench.loop.see(frame)
+    (event,) = bench.store.of("ng")
+    assert event.frame_bgr is None and "too slow" in event.data["pictures"]
+
+
+def test_the_watchdog_is_fed_by_frames_and_not_while_the_driver_hangs(nut_bundle, still_frames):
+    bench = Bench(nut_bundle, frames=live(still_frames["good"][:3]))
+    bench.loop.run()
+    assert bench.systemd.fed == 3 and bench.systemd.said[-1] == "stopping"
+    bench = Bench(nut_bundle, frames=live(still_frames["good"][:3]))
+    bench.camera.stuck_s = 61.0
+    bench.loop.run()
+    assert bench.systemd.fed == 0
+
+
+def test_the_part_in_view_at_the_end_has_its_verdict(nut_bundle, still_frames):
+    bench = Bench(nut_bundle, frames=live(still_frames["bad"][:5]))
+    bench.loop.run()
+    (part,) = bench.parts
+    assert part.decision.verdict is Verdict.NG
+    (event,) = bench.store.of("ng")
+    assert event.part == 0
+
+
+def test_changes_of_heat_are_events(nut_bundle, still_frames, tmp_path):
+    settings = load_config(DEFAULT_FILE).thermal
+    sensor = tmp_path / "temp"
+    sensor.write_text("50000\n")
+    now = [0.0]
+    settings = replace(settings, sensor=str(sensor), throttled=str(tmp_path / "none"))
+    bench = Bench(nut_bundle, watch=ThermalWatch(settings, clock=lambda: now[0]))
+    good = still_frames["good"][0]
+    for second in range(200):
+        if second == 40:
+            sensor.write_text("95000\n")
+        now[0] = float(second)
+        bench.loop.see(Frame(second, "camera", good, captured_s=now[0]))
+    states = [(event.data["from"], event.data["to"]) for event in bench.store.of("heat")]
+    assert states[0][0] == "normal" and states[-1][1] == "paused"
+    assert all(before != after for before, after in states)
+
+
+def test_a_stop_and_failed_masters_both_hold(nut_bundle, still_frames):
+    bench = Bench(nut_bundle, "continuous")
+    (good,) = live(still_frames["good"][:1])
+
+    def reason():
+        bench.loop.see(good)
+        return [r for r in bench.output.items if isinstance(r, Result)][-1].decision.reason
+
+    bench.loop.stop_scoring("stopped: by hand")
+    bench.loop.distrust("verify: 1 of 2 bad masters NG")
+    assert reason() == "verify: 1 of 2 bad masters NG" == bench.board.snapshot()["hold"]
+    bench.loop.distrust(None)
+    assert reason() == "stopped: by hand" and bench.board.snapshot()["scoring"] is False
+    bench.loop.stop_scoring(None)
+    assert reason() is None
+
+
+def test_a_status_line_tells_verdict_rate_and_reason(nut_bundle, still_frames):
+    bench = Bench(nut_bundle, "continuous")
+    assert bench.board.line() == "waiting for the camera"
+    for frame in live(still_frames["good"][:3]):
+        bench.loop.see(frame)
+    assert bench.board.line().startswith("OK, ") and "frames/s" in bench.board.line()
+    bench.loop.see(Frame(3, "camera", None, problem="camera: lost (unplugged)"))
+    assert bench.board.line().startswith("UNKNOWN (camera: lost (unplugged))")
+
+
+def test_the_history_is_of_parts_where_there_are_parts_and_bounded(nut_bundle, passing):
+    bench = Bench(nut_bundle)
+    for _ in range(2):
+        for frame in live(passing):
+            bench.loop.see(frame)
+    history = bench.board.snapshot()["history"]
+    assert [(point[0], point[2]) for point in history] == [(1, "OK"), (2, "OK")]
+    bench = Bench(nut_bundle, "continuous")
+    for _ in range(HISTORY // 4 + 1):
+        for frame in live(passing[2:6]):
+            bench.loop.see(frame)
+    history = bench.board.snapshot()["history"]
+    assert len(history) == HISTORY and history[-1][0] == history[0][0] + HISTORY - 1
+
+
+def test_a_question_to_the_disk_is_asked_once_for_all_who_look():
+    asked = []
+    answer = remembered(lambda: asked.append(1) or len(asked), 60.0)
+    assert [answer() for _ in range(5)] == [1] * 5
+    answer = remembered(lambda: asked.append(1) or len(asked), 0.0)
+    assert answer() < answer()
+
+
+def test_a_bundle_that_gives_no_number_fails_its_self_test(nut_bundle):
+    bench = Bench(nut_bundle)
+    score, verdict = self_test(bench.inspector())
+    assert verdict is Verdict.OK and 0 < score < nut_bundle.manifest["threshold"]["value"]
+    broken = bench.inspector()
+    broken.look = lambda *args, **kwargs: replace(
+        SeeingInspector.look(broken, *args, **kwargs), score=float("nan")
+    )
+    with pytest.raises(BundleError, match="its self-test gives"):
+        self_test(broken)
