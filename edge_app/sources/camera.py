@@ -28,6 +28,7 @@ from edge_app.sources.device import Device
 REPEAT_S = 1.0
 # By then any camera at 2 frames a second or more has come back from a read that does not hang.
 PATIENCE_S = 0.5
+NOT_OPENED = "not opened yet"
 
 _log = logging.getLogger(__name__)
 
@@ -88,8 +89,10 @@ class CameraSource:
         self._told_s = -math.inf
         self._inside_since_s: float | None = None
         if patient:
-            self._lost = self._untold = True
-            self._why = "not opened yet"
+            self._lost = True
+            self._why = NOT_OPENED
+            # A camera that opens at once was never lost.
+            self._told_s = time.monotonic()
         else:
             try:
                 device.open()
@@ -189,6 +192,8 @@ class CameraSource:
         return Frame(self.delivered, self._device.name, None, problem=problem, dropped=self.dropped)
 
     def _loss_text(self, now_s: float) -> str:
+        if self._lost and self._why == NOT_OPENED:
+            return f"camera: {NOT_OPENED}"
         if not self._lost:
             then = "back again"
         elif now_s < self._next_try_s:
@@ -235,7 +240,7 @@ class CameraSource:
                 self._slot = _Picture(self.delivered, frame_bgr, read_ms, now_s)
                 self.delivered += 1
                 self._waiting_since_s = now_s
-                if self._lost:
+                if self._lost and self._why != NOT_OPENED:
                     _log.info("%s: back again", self._device.name)
                 self._lost = False
                 self._changed.notify_all()
