@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 OUT ?= out
 
-.PHONY: demo test test-slow venv lint bench parity clean
+.PHONY: demo test test-slow venv lint bench soak parity clean
 
 # The device alone: no TensorFlow, half a minute to set up.
 $(VENV)/device: pyproject.toml
@@ -50,6 +50,11 @@ lint: $(VENV)/workstation
 
 bench: $(VENV)/workstation
 	$(BIN)/edge-app bench --bundle models/nut --references 1000
+
+# The service at full rate; MINUTES=60 is the proof, a few are a try.
+MINUTES ?= 60
+soak: $(VENV)/workstation
+	$(BIN)/python -m tools soak --minutes $(MINUTES)
 
 # The same bundle under both TFLite runtimes, each in an environment of its own.
 parity: $(VENV)/workstation

@@ -25,6 +25,7 @@ COMMANDS = {
     "render": "draw metal nuts: good ones, defective ones, masks, a clip",
     "runtime-parity": "the same scores under another TFLite runtime?",
     "thermal-bench": "how the device's pace holds boards it does not know at 75 °C",
+    "soak": "the service at full rate for an hour: memory, handles, tail of the loop, store",
     "bench-article": "the article's own loop beside ours, in one run",
 }
 
