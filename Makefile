@@ -10,7 +10,7 @@ OUT ?= out
 # The device alone: no TensorFlow, half a minute to set up.
 $(VENV)/device: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[headless]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[headless,service]'
 	touch $@
 
 # The whole workstation: TensorFlow and what the tests need.

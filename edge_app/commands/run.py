@@ -19,7 +19,7 @@ from edge_app import __version__
 from edge_app.bundle import Bundle, load_bundle
 from edge_app.chronicle import Chronicle
 from edge_app.config import Config, load_config
-from edge_app.errors import BundleError, InputError
+from edge_app.errors import BundleError, ConfigError, InputError
 from edge_app.inspector import SeeingInspector
 from edge_app.notify import Notifier
 from edge_app.outbox import Outbox, Sink
@@ -119,7 +119,8 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     told = _Late()
     store = EventStore(Path(settings.state) / "events", config.events)
     kept = Outbox(store, MOST_EVENTS, EVENT_BATCH, on_change=told)
-    outputs = [Outbox(sink, on_change=told) for sink in _sinks(config, gate is not None and fire)]
+    sinks = _sinks(config, fire if gate is not None else None, board.silent_s)
+    outputs = [Outbox(sink, on_change=told) for sink in sinks]
     metrics = _metrics(config, [kept, *outputs], bundle)
     chronicle = Chronicle(inspector.mode)
     loop = Loop(
@@ -153,10 +154,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     )
     web = None
     if config.web.enabled:
-        # Late: whoever serves no page needs no server.
-        from edge_app.web.app import WebServer
-
-        web = WebServer(config.web, board, controls, store, metrics, settings.name)
+        web = _web_server()(config.web, board, controls, store, metrics, settings.name)
         web.start()
     loop.note("service", f"edge-app {__version__} started", bundle_sha256=bundle.sha256)
     caretaker.start()
@@ -195,14 +193,27 @@ def _announcers(config: Config) -> list[tuple[str, bool]]:
     return [("mqtt", config.mqtt.enabled), ("http", config.web.enabled)]
 
 
-def _sinks(config: Config, fire: Callable[[], bool] | bool) -> list[Sink]:
+def _web_server() -> type:
+    """Imported only where a page is served."""
+    try:
+        from edge_app.web.app import WebServer
+    except ImportError as error:
+        raise ConfigError(
+            f"[web] is enabled, which needs aiohttp: pip install 'edge-app[service]' ({error})"
+        ) from None
+    return WebServer
+
+
+def _sinks(
+    config: Config, fire: Callable[[], bool] | None, silent_s: Callable[[], float]
+) -> list[Sink]:
     """The outputs that are enabled; each is imported only then."""
     sinks: list[Sink] = []
     name = config.service.name
     if config.mqtt.enabled:
         from edge_app.sinks.mqtt import MqttSink
 
-        heard = fire if fire and config.trigger.kind == "mqtt" else None
+        heard = fire if config.trigger.kind == "mqtt" else None
         sinks.append(MqttSink(config.mqtt, name, heard))
     if config.webhook.enabled:
         from edge_app.sinks.webhook import WebhookSink
@@ -214,7 +225,7 @@ def _sinks(config: Config, fire: Callable[[], bool] | bool) -> list[Sink]:
         if config.gpio.reject_pin >= 0:
             sinks.append(RejectSink(config.gpio))
         if max(config.gpio.red_pin, config.gpio.yellow_pin, config.gpio.green_pin) >= 0:
-            sinks.append(LampSink(config.gpio))
+            sinks.append(LampSink(config.gpio, silent_s=silent_s))
     return sinks
 
 

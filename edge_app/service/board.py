@@ -83,6 +83,7 @@ class Board:
         self._paces = 0.0, 0.0
         self._heat: Heat | None = None
         self._dropped = self._skipped = 0
+        self._turned_s = self._started_s
 
     # The loop's side
 
@@ -95,7 +96,7 @@ class Board:
 
     def saw(self, frame: Frame, results: list[Result], heat: Heat | None, skipped: int) -> None:
         """A frame has been taken, whether or not it gave results."""
-        now_s = time.monotonic()
+        self._turned_s = now_s = time.monotonic()
         with self._lock:
             self._heat, self._dropped, self._skipped = heat, frame.dropped, skipped
             for result in results:
@@ -158,6 +159,10 @@ class Board:
     def bundle(self) -> Bundle | None:
         """The one that judges."""
         return self._bundle
+
+    def silent_s(self) -> float:
+        """Seconds since the loop last turned; it does so at least once a second unless it hangs."""
+        return time.monotonic() - self._turned_s
 
     def line(self) -> str:
         """How it goes, in one line for ``systemctl status``."""

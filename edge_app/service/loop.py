@@ -42,6 +42,8 @@ class Loop:
     """
     Takes frame after frame until the source ends.
 
+    `last_frame` is the last that had a picture.
+
     Parameters
     ----------
     source : CameraSource

@@ -1,0 +1,56 @@
+"""What is said to others of a result or an event: one JSON object, without pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+from edge_app.records import Event, Result
+from edge_app.sinks.jsonl import as_line
+
+
+def as_message(item: Result | Event, station: str) -> bytes:
+    """
+    The JSON of a result, as `as_line`, or of an event, each with the station's name; UTF-8.
+
+    A number that is not finite is null: JSON has none, and many readers refuse what has.
+    """
+    fields = as_line(item) if isinstance(item, Result) else _event(item)
+    message = _finite({"station": station, **fields})
+    return json.dumps(message, ensure_ascii=False, allow_nan=False, default=str).encode()
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {
+        "event": event.kind,
+        "time": _iso_8601(event.time_s),
+        "boot_s": round(event.boot_s, 3),
+        "detail": event.detail,
+        "verdict": None if event.verdict is None else str(event.verdict),
+        "reason": event.reason,
+        "part": event.part,
+        "score": event.score,
+        "threshold": event.threshold,
+        "bundle_sha256": event.bundle_sha256,
+        "episode": event.episode,
+        "ended": None if event.ended_s is None else _iso_8601(event.ended_s),
+        "frames": event.frames,
+        "data": event.data,
+    }
+
+
+def _iso_8601(time_s: float) -> str:
+    moment = datetime.fromtimestamp(time_s, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
