@@ -37,7 +37,7 @@ class View:
 
     def __init__(self, path: Path, aligners: Aligners) -> None:
         self.path = path
-        self._aligners = aligners
+        self.aligners = aligners
         self._aligned: dict[Size, Aligned] = {}
 
     @cached_property
@@ -70,7 +70,7 @@ class View:
 
     def _at(self, size: Size) -> Aligned:
         if size not in self._aligned:
-            self._aligned[size] = self._aligners.view(self.frame_bgr, size)
+            self._aligned[size] = self.aligners.view(self.frame_bgr, size)
         return self._aligned[size]
 
 
@@ -114,7 +114,7 @@ class Part:
     good : tuple of View
         ``train/good``.
     alignment : Alignment
-    weights : Path
+    weights : Path or str
         ImageNet weights of MobileNetV2, as `tools.network.build_encoder` takes them.
     reference : tuple of Path
         Labelled sets for the losses that need one, as `tools.reference_set.open_reference` takes
@@ -129,7 +129,7 @@ class Part:
     data_dir: Path
     good: tuple[View, ...]
     alignment: Alignment
-    weights: Path
+    weights: Path | str
     reference: tuple[Path, ...]
     leave_out: tuple[int, ...] = ()
     other_weights: Path | None = None
