@@ -61,8 +61,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "methods:\n"
         + "\n".join(f"  {name:18} {method.title}" for name, method in METHODS.items())
-        + "\n\nexample:\n  python -m tools compare --data parts/nut parts/bracket --weights imagenet "
-        "\\\n    --reference-data fashion_mnist --out compared"
+        + "\n\nexample:\n  python -m tools compare --data parts/nut parts/bracket "
+        "--weights imagenet \\\n    --reference-data fashion_mnist --out compared"
     )
     add = parser.add_argument
     add(
@@ -158,6 +158,8 @@ class Outcome:
     Attributes
     ----------
     data, alignment, method : str
+    data_dir : str
+        Where the set lay.
     seed : int
     settings : dict
         What the run depends on.
@@ -181,6 +183,7 @@ class Outcome:
     data: str
     alignment: str
     method: str
+    data_dir: str
     seed: int
     settings: dict[str, Any]
     scores: dict[str, list[float]]
@@ -391,6 +394,7 @@ def judge(one: Run, fitted: Fitted, fit_s: float) -> Outcome:
         one.part.name,
         one.alignment,
         one.method.name,
+        printable(one.part.data_dir.resolve()),
         one.seed,
         one.settings,
         scores,
@@ -408,7 +412,7 @@ def judge(one: Run, fitted: Fitted, fit_s: float) -> Outcome:
 
 
 def _score_ms(fitted: Fitted, test: Sequence[TestPicture], aligners: Aligners) -> float:
-    """Milliseconds from the decoded picture to its score: the alignment is in it, as on a device."""
+    """Milliseconds from the decoded picture to its score, the alignment among it as on a device."""
     from threadpoolctl import threadpool_limits
 
     took_ms = []

@@ -35,6 +35,8 @@ CSS = {
     ODD: "--odd",
 }
 SERIES = (HELD, GOOD, BAD, ODD, SOFT)
+# Beside the colours, for who cannot tell them apart.
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 # Inches; at 9 points the letters are legible where a telephone shows the plot at two thirds.
 SIZE = (5.0, 3.4)
 STYLES = {"low": ":", "own": "-", "high": "--"}
@@ -103,6 +105,38 @@ def roc_plot(good: np.ndarray, bad: np.ndarray, points: Sequence[WorkingPoint]) 
     _legend(axes, "lower right")
     said = f"ROC curve of {len(good)} good and {len(bad)} defective test pictures"
     return _inline(figure, "roc", said)
+
+
+@_drawn
+def roc_curves_plot(curves: Sequence[tuple[str, np.ndarray, np.ndarray]], name: str) -> str:
+    """
+    ROC curves of several scores on the same pictures.
+
+    Parameters
+    ----------
+    curves : sequence of (str, ndarray of float, ndarray of bool)
+        Name, scores and which are of defects; at most as many as `SERIES`.
+    name : str
+        Of the plot, unique in the page.
+
+    Returns
+    -------
+    svg : str
+    """
+    from sklearn.metrics import roc_curve
+
+    figure, axes = _blank("good parts above the threshold", "defects above the threshold")
+    axes.plot([0, 1], [0, 1], color=LINE, linewidth=1)
+    for (label, scores, is_anomaly), colour, style in zip(curves, SERIES, LINES, strict=False):
+        false, true, _ = roc_curve(is_anomaly, scores)
+        axes.plot(false, true, linestyle=style, color=colour, linewidth=1.8, label=label)
+    _percent(axes.xaxis)
+    _percent(axes.yaxis)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.01)
+    _legend(axes, "lower right")
+    identifier = re.sub(r"[^A-Za-z0-9-]", "-", name)
+    return _inline(figure, identifier, f"ROC curves of {len(curves)} methods")
 
 
 @_drawn
