@@ -21,6 +21,7 @@ COMMANDS = {
     "convert": "Keras to TFLite, with a parity report",
     "unpack-idx": "IDX files (Fashion-MNIST) to an inspection set of PNG files",
     "bench-stored": "AUROC and milliseconds over the number of stored embeddings",
+    "compare": "every method of the articles, and our own, on the same pictures",
     "leak-experiment": "did a model learn good from bad, or JPEG from PNG?",
     "render": "draw metal nuts: good ones, defective ones, masks, a clip",
     "runtime-parity": "the same scores under another TFLite runtime?",

@@ -224,6 +224,11 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise InputError(f"--methods {unknown[0]}: wanted some of {', '.join(METHODS)}")
     refuse_unwritable(args.out / "table.csv")
+    if args.other_weights is None:
+        without = [name for name in args.methods if METHODS[name].needs_other_weights]
+        args.methods = [name for name in args.methods if name not in without]
+        for name in without:
+            print(f"{name} is left out: it needs --other-weights")
     for data_dir in args.data:
         refuse_one_sided(read_inspection_set(data_dir))
         warn(data_dir)

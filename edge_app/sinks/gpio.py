@@ -19,8 +19,8 @@ from edge_app.records import Result, Verdict
 
 # Waits between two tries at a pin, seconds: one that should be off is not left on for long.
 FIRST_S, MOST_S = 0.1, 5.0
-# The frame loop turns at least once a second, camera or not: after so many seconds without a turn it
-# hangs. It is looked at so often.
+# The frame loop turns at least once a second, camera or not: after so many seconds without a turn
+# it hangs. It is looked at so often.
 SILENT_S, LISTEN_S = 3.0, 0.5
 
 _log = logging.getLogger(__name__)
