@@ -36,8 +36,11 @@ import numpy as np
 from edge_app import __version__
 from edge_app.align import read_alignment
 from edge_app.errors import BundleError, InputError
+from edge_app.gaussian import KIND as GAUSSIAN
+from edge_app.gaussian import check_gaussians, read_levels
 from edge_app.manifest import SCHEMA_VERSION, canonical_sha256, check_fields, read_manifest
 from edge_app.patches import check_arrays, read_components
+from edge_app.scorer import SCORERS
 
 MANIFEST = "manifest.json"
 ENCODER, DECODER, REFERENCE = "encoder.tflite", "decoder.tflite", "reference.npz"
@@ -185,7 +188,7 @@ def _read_reference(path: Path, content: bytes, manifest: dict) -> dict[str, np.
     if manifest["presence"] is not None:
         wanted |= {"empty_view": (None, None)}
     scorer = manifest["scorer"]
-    if scorer["kind"] != "patches":
+    if scorer["kind"] in SCORERS:
         wanted |= _neighbour_shapes(path, arrays, manifest)
     for name, shape in wanted.items():
         _check_array(path, name, arrays.get(name), shape)
@@ -194,6 +197,8 @@ def _read_reference(path: Path, content: bytes, manifest: dict) -> dict[str, np.
     try:
         if scorer["kind"] == "patches":
             check_arrays(read_components(scorer), arrays, map_shapes)
+        elif scorer["kind"] == GAUSSIAN:
+            check_gaussians(read_levels(scorer), arrays, map_shapes)
         read_alignment(manifest["alignment"], arrays)
     except ValueError as error:
         raise BundleError(f"{path}: {error}") from None

@@ -29,6 +29,8 @@ from edge_app.config import DecisionConfig, QualityConfig
 from edge_app.decision import Rules, State, decide, finish, open_part
 from edge_app.encoder import Encoder
 from edge_app.errors import BundleError
+from edge_app.gaussian import KIND as GAUSSIAN
+from edge_app.gaussian import GaussianScorer, read_levels
 from edge_app.heatmap import ColourScale, Decoder, difference_map, overlay
 from edge_app.patches import PatchScorer, finest_grid, read_components
 from edge_app.preprocess import Preprocessing, prepare, region_box, unusable
@@ -56,7 +58,7 @@ class Seen:
         From its pixels to the frame's.
     encoding : Encoding
     anomaly : ndarray of float32, shape (h, w), or None
-        The patch scorer's map; None where the bundle scores the pooled embedding.
+        The patch scorer's map; None where the bundle scores what is pooled over the picture.
     score : float
     offset : float
         How far the part lies from where, or how, the good ones did; smaller is better evidence.
@@ -164,19 +166,23 @@ class Inspector:
         self.bundle = bundle
         scorer = manifest["scorer"]
         components = read_components(scorer) if scorer["kind"] == "patches" else ()
+        levels = read_levels(scorer) if scorer["kind"] == GAUSSIAN else ()
         # A map that nothing compares is not even copied.
-        wanted = {component.map for component in components}
+        wanted = {component.map for component in components} | set(levels)
         self.encoder = build_encoder(bundle, threads, wanted)
         self.decoder = build_decoder(bundle, self.encoder, threads)
         alignment = read_alignment(manifest["alignment"], bundle.reference)
         self.aligner = Aligner(alignment, bundle.size, bundle.region)
         self.patch_scorer: PatchScorer | None = None
+        self.gaussian_scorer: GaussianScorer | None = None
         self.scorer: NeighbourScorer | None = None
         if components:
             weight = part_weight(alignment, finest_grid(components, bundle.map_shapes))
             self.patch_scorer = PatchScorer(
                 components, bundle.reference, weight, scorer["image_score"], scorer["smoothing"]
             )
+        elif levels:
+            self.gaussian_scorer = GaussianScorer(levels, bundle.reference)
         else:
             self.scorer = build_scorer(
                 scorer["kind"], scorer["k"], scorer["feature_scaling"], bundle.reference
@@ -413,6 +419,8 @@ class Inspector:
         if self.patch_scorer is not None:
             anomaly = self.patch_scorer.anomaly_map(encoding.maps)
             score = self.patch_scorer.score(anomaly)
+        elif self.gaussian_scorer is not None:
+            score = self.gaussian_scorer.score(encoding.maps)
         else:
             score = self.scorer.score(encoding.embedding)
         if latency_ms is not None:

@@ -16,12 +16,14 @@ from typing import Any
 
 from edge_app import __version__
 from edge_app.errors import BundleError
+from edge_app.gaussian import KIND as GAUSSIAN
 from edge_app.quality import read_limits
 from edge_app.scorer import FEATURE_SCALINGS, SCORERS
 
 SCHEMA_VERSION = 1
 
 ALIGNMENTS = ("none", "centre", "pose")
+SCORER_KINDS = ("patches", *SCORERS, GAUSSIAN)
 
 # Every field of schema 1 and the types it may have; None means "not learnt".
 _FIELDS: dict[str, tuple[type | None, ...]] = {
@@ -192,8 +194,8 @@ def _check_values(path: Path, manifest: Mapping[str, Any]) -> None:
             (
                 "scorer.kind",
                 scorer["kind"],
-                scorer["kind"] in ("patches", *SCORERS),
-                f"one of {('patches', *SCORERS)}",
+                scorer["kind"] in SCORER_KINDS,
+                f"one of {SCORER_KINDS}",
             ),
             (
                 "scorer.colour_scale",

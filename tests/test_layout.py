@@ -16,6 +16,7 @@ LAYERS = [
     ["errors"],
     ["places"],
     ["records", "scorer", "runtime", "preprocess", "arguments", "patches", "slot", "hand"],
+    ["gaussian"],
     ["rate", "clock", "backoff", "notify"],
     ["quality"],
     ["foreground", "held_out", "learnt_pictures", "learn_neighbours", "learn_patches"],

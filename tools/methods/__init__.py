@@ -210,6 +210,8 @@ class Method(ABC):
         What its article reports, with the data; empty where there is no article.
     chance : bool
         Whether a seed changes anything.
+    needs_other_weights : bool
+        Whether it is left out where `Part.other_weights` is None.
     score_names : tuple of str
         Its ways to a score, the article's own first; one row of the table each. ``""`` where there
         is one only.
@@ -220,6 +222,7 @@ class Method(ABC):
     paper: ClassVar[str]
     reported: ClassVar[str] = ""
     chance: ClassVar[bool] = True
+    needs_other_weights: ClassVar[bool] = False
     score_names: ClassVar[tuple[str, ...]] = ("",)
 
     @abstractmethod

@@ -133,8 +133,8 @@ def downhill(
     Returns
     -------
     ndarray of float32, shape (h, w, 3)
-        -1 to 1. Its energy is no higher than the original's, but for rounding. All NaN where the anomaly of the
-        picture or its gradient is not finite.
+        -1 to 1. Its energy is no higher than the original's, but for rounding. All NaN where the
+        anomaly of the picture or its gradient is not finite.
 
     Raises
     ------
@@ -157,6 +157,8 @@ def downhill(
         # The soft threshold, cut off at the range, is still the exact minimum: each value's own
         # problem is convex.
         trial = np.clip(original + moved, LOWEST, HIGHEST)
+        if np.array_equal(trial, x):
+            break
         value, trial_gradient, trial_weight = anomaly.at(trial)
         trial_energy = value + l1 * float(np.abs(trial - original).sum(dtype=np.float64))
         # Written so that a NaN is not taken either. Against the lowest yet, so that roundings do
