@@ -117,6 +117,21 @@ def test_an_ng_part_without_a_kept_frame_shows_its_last_one():
     assert event.frame_bgr is frame.frame_bgr
 
 
+def test_an_ng_part_without_a_kept_frame_shows_its_clearest_one():
+    """The last is often half out of view, and nobody could learn it as good."""
+    line = Line("part")
+    for index, score in ((1, 2.0), (2, 3.0), (3, 2.5)):
+        frame = frame_of(index, 10 + index)
+        line.see(frame, result_of(frame, Verdict.NG, score=score, part=0))
+    frame = frame_of(4, 14)
+    line.see(frame, result_of(frame, Verdict.UNKNOWN, "part: cut by the edge of the view", part=0))
+    (event,) = line.see(frame_of(5, 15), part_of(0, Verdict.NG, score=2.5))
+    assert event.frame_bgr[0, 0, 0] == 12
+    # The next part has nothing of this one.
+    (event,) = line.see(frame_of(6, 16), part_of(1, Verdict.NG, score=2.5))
+    assert event.frame_bgr is None
+
+
 def test_a_frame_that_heat_kept_from_being_looked_at_is_evidence_still():
     line = Line("part")
     taken = frame_of(1, 11)

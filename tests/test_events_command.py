@@ -69,6 +69,13 @@ def test_list_is_a_table_of_the_newest(state, capsys):
     assert len({line.index("Part") for line in lines[2:]}) == 1
 
 
+def test_the_state_may_stand_before_the_action(state, capsys):
+    assert events(state, "list") == 0
+    said = capsys.readouterr().out
+    assert main(["events", "--state", str(state), "list"]) == 0
+    assert capsys.readouterr().out == said != ""
+
+
 def test_list_chooses(state, capsys):
     def ids(*arguments):
         assert events(state, "list", *arguments) == 0

@@ -92,7 +92,19 @@ def test_unknown_is_counted_by_the_kind_of_its_reason():
     assert samples["edge_app_unknown_total", ("reason", "camera")] == 2
     assert samples["edge_app_unknown_total", ("reason", "other")] == 1
     assert samples["edge_app_parts_unknown_total", ("reason", "trigger")] == 1
-    assert ("edge_app_unknown_total", ("reason", "trigger")) not in samples
+    assert samples["edge_app_unknown_total", ("reason", "trigger")] == 1
+
+
+def test_a_part_on_its_way_into_view_is_not_counted_as_unknown():
+    """An alarm on the counter would never end: every part is cut by the edge for a frame or two."""
+    metrics = Metrics()
+    decision = Decision(Verdict.UNKNOWN, None, None, "part: cut by the edge of the view", part=0)
+    cut = Result("frame", frame_of(), decision, 0.0, 1.5, "abc")
+    metrics.see(frame_of(), [cut], COOL, 0.01)
+    metrics.see(frame_of(), [part_of(Verdict.OK), result_of(Verdict.EMPTY)], COOL, 0.01)
+    samples = read(metrics)
+    assert not [key for key in samples if key[0].endswith("unknown_total")]
+    assert samples["edge_app_verdicts_total", ("verdict", "UNKNOWN")] == 1
 
 
 def test_reasons_that_nobody_thought_of_make_no_series_each():

@@ -103,6 +103,37 @@ def test_what_cannot_serve_is_refused_in_a_sentence(tmp_path, arguments, config,
     assert len([line for line in error.splitlines() if line.startswith("edge-app:")]) == 1
 
 
+def test_mode_part_wants_a_bundle_that_ends_parts(tmp_path, pooled_bundle, start, nut_path):
+    """Without an empty view one part would be open for ever, and no NG be told."""
+    config = FAST + "[service]\nmode = 'part'\n"
+    code, error = refused(tmp_path, "synthetic", "--bundle", pooled_bundle.path, config=config)
+    assert code == 78 and "cannot tell an empty view" in error
+    service = start(nut_path, config).ready()
+    service.install(pooled_bundle.path)
+    row = service.wait_event("config")
+    assert "bundle refused" in row.detail and "cannot tell an empty view" in row.detail
+    assert service.end()[0] == 0
+
+
+def test_a_swap_may_bring_another_mode_and_says_so(start, nut_path, pooled_bundle):
+    service = start(nut_path, FAST).ready()
+    service.install(pooled_bundle.path)
+    row = service.wait_event("bundle")
+    assert row.detail.endswith("; mode continuous, before part")
+    assert service.end()[0] == 0
+
+
+def test_a_second_service_keeps_out_of_the_first_ones_state(start, nut_path):
+    service = start(nut_path, FAST).ready()
+    code, error = refused(service.folder, "synthetic")
+    assert code == 78 and "another edge-app run keeps its state here" in error
+    # Nothing of the first is left in its way, whatever ended it.
+    service.process.kill()
+    service.process.wait(LIMIT_S)
+    again = start(None, FAST, folder=service.folder).ready()
+    assert again.end()[0] == 0
+
+
 def test_a_reload_takes_what_is_good_and_refuses_what_is_not(start, nut_path):
     service = start(nut_path, FAST).ready()
     service.configure(FAST + "[decision]\nng_share = 7\n")
@@ -114,12 +145,18 @@ def test_a_reload_takes_what_is_good_and_refuses_what_is_not(start, nut_path):
     service.process.send_signal(signal.SIGHUP)
     row = service.wait_event("config", after=row.id)
     assert "read again" in row.detail and "[webhook]" in row.detail and "restart" in row.detail
+    # Nothing of what wants a restart is in force, half of it least of all.
+    service.configure(FAST + '[trigger]\nkind = "http"\n')
+    service.process.send_signal(signal.SIGHUP)
+    row = service.wait_event("config", after=row.id)
+    assert "what changed in [trigger] comes into force with a restart" in row.detail
+    assert service.get("/api/state")["mode"] == "part"
     service.wait(
         lambda: (
-            sum("RELOADING=1" in m for m in service.messages) == 2
-            and sum("READY=1" in m for m in service.messages) == 3
+            sum("RELOADING=1" in m for m in service.messages) == 3
+            and sum("READY=1" in m for m in service.messages) == 4
         ),
-        "both reloads told to systemd",
+        "the reloads told to systemd",
     )
     assert service.end()[0] == 0
 
@@ -213,6 +250,9 @@ def test_a_false_alarm_is_learnt_and_reverted(start, nut_path):
     service.wait_state(lambda s: s["bundle"]["name"] == "nut", "the first again")
     assert service.wait_event("revert").data["to"] == bundles[1]["sha256"]
     assert part_verdict(service, ng.part + 24) == "NG"
+    # What was taken back can be learnt again.
+    status, said = service.post(f"/api/events/{ng.id}/learn")
+    assert status == 200, said
     assert service.end()[0] == 0
 
 
@@ -281,8 +321,8 @@ def test_failed_masters_hold_the_line_until_they_pass(start, nut_path, tmp_path,
     good, bad = masters(tmp_path, still_frames)
     service = start(nut_path, FAST + "[service]\nverify_required = true\n").ready()
 
-    def verify(good, bad):
-        arguments = ["--good", good, "--bad", bad, "--state", service.state]
+    def verify(good, bad, *more):
+        arguments = ["--good", good, "--bad", bad, "--state", service.state, *more]
         command = [sys.executable, "-m", "edge_app", "verify", *map(str, arguments)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
 
@@ -291,7 +331,12 @@ def test_failed_masters_hold_the_line_until_they_pass(start, nut_path, tmp_path,
     row = service.wait_event("verify")
     assert row.data["passed"] is False and len(row.data["masters"]) == 6
     state = service.wait_state(lambda s: s["hold"], "the hold")
-    assert state["hold"].startswith("verify: 0 of 3 good masters OK")
+    assert state["hold"].startswith("verify: FAILED: 0 of 3 good masters OK")
+    assert "bad/0.png is NG" in state["hold"] and str(tmp_path) not in state["hold"]
+    # That another bundle tells them apart says nothing of the one that judges.
+    done = verify(good, bad, "--bundle", ROOT / "models" / "nut_int8")
+    assert done.returncode == 0 and "is another bundle" in done.stdout
+    assert service.wait_event("verify", after=row.id).detail.startswith("trial of nut_int8 passed")
     assert service.end()[0] == 0
     # A restart does not make the masters pass.
     service = start(None, FAST + "[service]\nverify_required = true\n", folder=service.folder)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from edge_app.chronicle import Chronicle
 from edge_app.config import DEFAULT_FILE, load_config
-from edge_app.errors import BundleError
+from edge_app.errors import BundleError, InputError
+from edge_app.event_reader import EventReader
+from edge_app.event_rows import Row
 from edge_app.inspector import SeeingInspector
 from edge_app.records import Event, Frame, Result, Verdict
 from edge_app.service import loop as loop_module
 from edge_app.service.board import HISTORY, Board, remembered
+from edge_app.service.caretaker import Caretaker
+from edge_app.service.controls import Controls
 from edge_app.service.loop import MOST_PICTURES, Loop
 from edge_app.service.self_test import self_test
 from edge_app.station import Station
 from edge_app.thermal import ThermalWatch
+from edge_app.trigger import Gate
 
 
 class Camera:
@@ -120,6 +127,29 @@ def test_a_swap_waits_for_the_end_of_the_part_and_loses_no_frame(nut_bundle, pas
     assert [part.decision.part for part in bench.parts] == [0, 1]
     assert [part.decision.verdict for part in bench.parts] == [Verdict.OK] * 2
     assert [part.decision.closed.usable for part in bench.parts] == [4, 4]
+
+
+def test_ng_is_an_event_under_a_bundle_of_another_mode_too(nut_bundle, still_frames):
+    bench = Bench(nut_bundle, "part")
+    bench.mode = "continuous"
+    bench.loop.use(bench.inspector(), lambda: None)
+    for frame in live(still_frames["bad"][:3]):
+        bench.loop.see(frame)
+    (event,) = bench.store.of("ng")
+    assert event.detail.startswith("The view is NG")
+
+
+def test_between_two_announced_parts_nothing_old_is_shown(nut_bundle, still_frames):
+    """A lost camera, or a hold, that is over must not stand there until the next part comes."""
+    bench = Bench(nut_bundle, "triggered")
+    bench.loop.station.gate = Gate(bench.config.trigger)
+    assert bench.board.snapshot()["reason"] == "start: no frame yet"
+    bench.loop.see(replace(live(still_frames["good"])[0], frame_bgr=None, problem="camera: lost"))
+    assert bench.board.snapshot()["reason"] == "camera: lost"
+    bench.loop.see(live(still_frames["good"])[1])
+    state = bench.board.snapshot()
+    assert (state["verdict"], state["reason"]) == ("UNKNOWN", "trigger: no part announced")
+    assert bench.board.line() == "waiting for a trigger"
 
 
 def test_a_part_left_lying_does_not_keep_a_swap_out_for_ever(nut_bundle, still_frames, monkeypatch):
@@ -250,6 +280,94 @@ def test_the_history_is_of_parts_where_there_are_parts_and_bounded(nut_bundle, p
             bench.loop.see(frame)
     history = bench.board.snapshot()["history"]
     assert len(history) == HISTORY and history[-1][0] == history[0][0] + HISTORY - 1
+
+
+def test_a_disk_that_cannot_be_read_leaves_the_rest_to_be_shown(nut_bundle, tmp_path):
+    board = Bench(nut_bundle).board
+    # No disk takes such a name: the error is one of the system's.
+    reader = EventReader(tmp_path / ("x" * 300))
+    board.storage, board.last_event = (
+        remembered(reader.totals, 5.0),
+        remembered(reader.last_id, 5.0, 0),
+    )
+    state = board.snapshot()
+    assert state["storage"] is None and state["last_event"] == 0 and state["part"] == "nut"
+
+
+class Checks:
+    """The checks of the masters, or why they cannot be read."""
+
+    def __init__(self, *rows):
+        self.rows, self.problem = rows, None
+
+    def last_of(self, kind):
+        return next(self.walk(), None)
+
+    def walk(self, kinds=None):
+        if self.problem is not None:
+            raise InputError(self.problem)
+        return iter(self.rows)
+
+
+def check(id, passed, trial=False):
+    return Row(id, "boot", 1.0, 1.0, "verify", "outcome", data={"passed": passed, "trial": trial})
+
+
+def test_checks_that_cannot_be_read_hold_the_line_at_the_start_and_not_later(nut_bundle):
+    bench, checks = Bench(nut_bundle), Checks()
+    service = replace(bench.config.service, verify_required=True)
+    caretaker = Caretaker(
+        bench.loop,
+        bench.systemd,
+        nut_bundle.path,
+        replace(bench.config, service=service),
+        *[None] * 3,
+        checks,
+    )
+
+    def hold():
+        caretaker._mind_masters()
+        bench.loop._obey()
+        return bench.board.hold
+
+    checks.problem = "events.sqlite: cannot be read"
+    assert hold() == "verify: events.sqlite: cannot be read"
+    checks.problem = None
+    assert hold() is None
+    checks.rows = (check(2, True, trial=True), check(1, False))  # the newest first
+    assert hold() == "verify: outcome"
+    checks.rows = (check(3, True), *checks.rows)
+    assert hold() is None
+    checks.problem = "events.sqlite: is locked"
+    assert hold() is None
+
+
+def test_an_event_of_another_part_is_not_learnt(nut_bundle, pooled_bundle, tmp_path):
+    """After a change of product its old events can still be opened."""
+    for bundle in (nut_bundle, pooled_bundle):
+        shutil.copytree(bundle.path, tmp_path / bundle.manifest["part"])
+    (tmp_path / "current").symlink_to(nut_bundle.manifest["part"])
+    row = replace(check(7, True), verdict=Verdict.NG, bundle_sha256=pooled_bundle.sha256)
+    caretaker = SimpleNamespace(judging=nut_bundle, config=None)
+    store = SimpleNamespace(get=lambda id: row, picture=lambda id, which: None)
+    board = Board("bench")
+    controls = Controls(None, caretaker, board, store, tmp_path / "current", 1, None)
+    other = pooled_bundle.manifest["part"]
+    with pytest.raises(InputError, match=f"event 7 is of {other}, and what judges now is of nut"):
+        controls.learn_good(7)
+    row = replace(row, bundle_sha256=nut_bundle.sha256)
+    with pytest.raises(InputError, match="has no picture any more"):
+        controls.learn_good(7)
+
+
+def test_a_lost_camera_has_no_last_picture(nut_bundle, still_frames):
+    """Kept by hand it would be taken for what was seen then."""
+    bench = Bench(nut_bundle, "continuous")
+    seen, lost = live(still_frames["good"][:2])
+    bench.loop.see(seen)
+    assert bench.loop.last_frame is seen
+    bench.loop.see(replace(lost, frame_bgr=None, problem="camera: lost"))
+    assert bench.loop.last_frame is None
 
 
 def test_a_question_to_the_disk_is_asked_once_for_all_who_look():

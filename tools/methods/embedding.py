@@ -39,6 +39,7 @@ from tools.encoder_training import (
     freeze,
     groups_of,
     held_out_compactness,
+    refuse_too_few,
     split_good,
     train_encoder,
 )
@@ -148,7 +149,7 @@ def learn_embedding(
     part: Part,
     recipe: Recipe,
     state: Path,
-    size: Size,
+    side_px: int | None = None,
     layer: str = LAYER,
     freeze_to: str = FREEZE_TO,
     most_stored: int = MOST_STORED,
@@ -164,8 +165,8 @@ def learn_embedding(
     recipe : Recipe
     state : Path
         Folder for checkpoint and result.
-    size : (int, int)
-        Height and width of the input, pixels.
+    side_px : int, optional
+        Side of a square input, see `input_size`.
     layer, freeze_to : str
         Where the network ends, one of `tools.network.CUTS`, and up to where it keeps its weights,
         see `tools.encoder_training.freeze`.
@@ -188,6 +189,8 @@ def learn_embedding(
     """
     from tools.train_encoder import weights_origin
 
+    refuse_too_few(len(part.good), part.data_dir)
+    size = input_size(part, side_px)
     weights = weights_origin(str(part.weights))
     settings = {
         "recipe": asdict(recipe),
