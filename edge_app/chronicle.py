@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edge_app.clock import Now
-from edge_app.records import Counts, Event, Frame, Result, Verdict
+from edge_app.records import Counts, Decision, Event, Frame, Result, Verdict
 
 # Counts that a power cut may cost.
 FLUSH_S = 10.0
@@ -53,20 +53,24 @@ class Chronicle:
 
     Attributes
     ----------
+    mode : str
+        Another bundle may bring another one.
     totals : dict of str to int
         Counts since the start: ``part OK``, ``frame UNKNOWN``, ``unknown camera`` and so on. The
         last are UNKNOWN parts, and UNKNOWN frames outside parts, by their reason's kind.
     """
 
     def __init__(self, mode: str, merge_s: float = 5.0) -> None:
-        self._continuous = mode == "continuous"
+        self.mode = mode
         self._merge_s = merge_s
         self.totals: dict[str, int] = {}
         self._counts: Counter[str] = Counter()
         self._hour: int | None = None
         self._flushed_s: float | None = None
         self._episodes: dict[str, _Episode] = {}
-        self._part: tuple[int, np.ndarray] | None = None  # the last picture of the part in view
+        # Of the part in view: its number, its last picture, and the one that was most clearly NG.
+        self._part: tuple[int, np.ndarray] | None = None
+        self._ng_part: tuple[int, float, np.ndarray] | None = None
 
     def see(self, frame: Frame, results: Sequence[Result], now: Now) -> list[Event | Counts]:
         """
@@ -83,8 +87,9 @@ class Chronicle:
         Returns
         -------
         list of Event or Counts
-            With evidence: of an NG part its frame and overlay, of an UNKNOWN one the last of its
-            frames that had a picture.
+            With evidence: of an NG part its frame and overlay (where the inspector keeps none, the
+            NG frame with the highest score), of an UNKNOWN one the last of its frames that had a
+            picture.
         """
         kept: list[Event | Counts] = self._ended(now, max(LONGEST_GAP_S, self._merge_s))
         kept += self._flush(now)
@@ -97,9 +102,10 @@ class Chronicle:
                 picture_bgr = _picture_of(frame, result)
                 if picture_bgr is not None:
                     self._part = (decision.part, picture_bgr)
+                    self._note_ng(decision, picture_bgr)
             elif decision.verdict is Verdict.UNKNOWN:
                 kept += self._last(f"unknown {_kind(decision.reason)}", frame, result, now)
-            elif decision.verdict is Verdict.NG and self._continuous:
+            elif decision.verdict is Verdict.NG and self.mode == "continuous":
                 kept += self._last("ng", frame, result, now)
         if results:
             kept += self._ended(now, self._merge_s)
@@ -109,7 +115,7 @@ class Chronicle:
 
     def finish(self, now: Now) -> list[Event | Counts]:
         """End what is open and hand out what was counted; also before a pause of the inspection."""
-        self._part = None
+        self._part = self._ng_part = None
         return [*self._ended(now, -1.0), *self._flush(now, always=True)]
 
     def _count(self, result: Result) -> None:
@@ -140,14 +146,25 @@ class Chronicle:
         self._hour, self._flushed_s = hour, now.boot_s
         return flushed
 
+    def _note_ng(self, decision: Decision, picture_bgr: np.ndarray) -> None:
+        """A frame of a part; the last of them often shows it half out of view already."""
+        if decision.verdict is not Verdict.NG or decision.score is None:
+            return
+        best = self._ng_part
+        if best is None or best[0] != decision.part or decision.score > best[1]:
+            self._ng_part = (decision.part, decision.score, picture_bgr)
+
     def _see_part(self, frame: Frame, result: Result, now: Now) -> list[Event]:
         decision, closed = result.decision, result.decision.closed
         held, part = self._part, decision.part
         if held is not None and held[0] == part:
             self._part = None
+        ng, self._ng_part = self._ng_part, None
         if decision.verdict not in (Verdict.NG, Verdict.UNKNOWN):
             return []
         picture_bgr = result.frame.frame_bgr
+        if picture_bgr is None and ng is not None and decision.verdict is Verdict.NG:
+            picture_bgr = ng[2] if ng[0] == part else None
         if picture_bgr is None and held is not None and held[0] == part:
             picture_bgr = held[1]
         if picture_bgr is None and closed is None:

@@ -203,10 +203,11 @@ class EventReader:
                 yield connection
             finally:
                 connection.close()
-        except (sqlite3.Error, ValueError, TypeError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError) as error:
             if is_damage(error):
                 self._met_damage()
-            raise InputError(f"{self._path}: cannot be read: {error}") from None
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"{self._path}: cannot be read: {why}") from None
 
     def _met_damage(self) -> None:
         """A reader can only say so."""

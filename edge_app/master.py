@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from edge_app.inspector import Inspector
 from edge_app.records import Frame, Verdict
@@ -22,7 +23,7 @@ class Master:
     Attributes
     ----------
     name : str
-        Of its picture.
+        Of its picture and the folder it is in.
     wanted, verdict : Verdict
     score : float or None
         Higher is more anomalous.
@@ -60,9 +61,16 @@ def judge_masters(inspector: Inspector, frames: Iterable[Frame], wanted: Verdict
         for result in inspector.inspect(frame):
             decision = result.decision
             masters.append(
-                Master(frame.source, wanted, decision.verdict, decision.score, decision.reason)
+                Master(
+                    _short(frame.source), wanted, decision.verdict, decision.score, decision.reason
+                )
             )
     return masters
+
+
+def _short(path: str) -> str:
+    """``good/7.png``: what is shown to all must not tell where else things are."""
+    return "/".join(Path(path).parts[-2:])
 
 
 def summary(masters: Sequence[Master]) -> str:

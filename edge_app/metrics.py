@@ -115,7 +115,7 @@ class Metrics:
         self._frames = self._skipped = 0
         self._verdicts = {verdict: 0 for verdict in Verdict}
         self._parts = {verdict: 0 for verdict in Verdict if verdict is not Verdict.EMPTY}
-        self._unknown_frames: dict[str, int] = {}
+        self._unknown: dict[str, int] = {}
         self._unknown_parts: dict[str, int] = {}
         self._stages: dict[str, Histogram] = {}
         self._loop = Histogram(LOOP_BOUNDS_S)
@@ -158,13 +158,15 @@ class Metrics:
                 self._parts[verdict] = self._parts.get(verdict, 0) + 1
                 if verdict is Verdict.UNKNOWN:
                     _count(self._unknown_parts, decision.reason)
+            # A part on its way into view is UNKNOWN for a frame or two; what counts is its verdict.
+            within_part = result.event == "frame" and decision.part is not None
+            if verdict is Verdict.UNKNOWN and not within_part:
+                _count(self._unknown, decision.reason)
             if decision.closed is not None:
                 continue  # the part's; its frames have been counted each
             judged = True
             self._score = decision.score
             self._verdicts[verdict] += 1
-            if verdict is Verdict.UNKNOWN:
-                _count(self._unknown_frames, decision.reason)
             for stage, ms in result.latency_ms.items():
                 histogram = self._stages.get(stage)
                 if histogram is None:
@@ -215,7 +217,11 @@ class Metrics:
         yield by(counters, "verdicts", "Frames by verdict.", "verdict", dict(self._verdicts))
         yield by(counters, "parts", "Parts by verdict.", "verdict", dict(self._parts))
         yield by(
-            counters, "unknown", "UNKNOWN frames by reason.", "reason", dict(self._unknown_frames)
+            counters,
+            "unknown",
+            "UNKNOWN parts, and UNKNOWN frames outside parts, by reason.",
+            "reason",
+            dict(self._unknown),
         )
         yield by(
             counters,

@@ -168,6 +168,12 @@ class Station:
         return [self._dated(result, none) for result in self.inspector.finish()]
 
 
+def tells_empty(bundle: Bundle) -> bool:
+    """Whether a bundle knows a view without a part, which is what ends a part in mode part."""
+    manifest = bundle.manifest
+    return manifest["presence"] is not None or manifest["alignment"]["recipe"] != "none"
+
+
 def rules_for(
     bundle: Bundle,
     config: Config,
@@ -195,9 +201,8 @@ def rules_for(
         usable = min(decision.least_usable_frames, config.trigger.frames)
         return replace(decision, least_usable_frames=usable), "triggered"
     if mode == "auto":
-        alignment = bundle.manifest["alignment"]["recipe"]
-        knows_empty = bundle.manifest["presence"] is not None or alignment != "none"
-        mode = "single" if source.separate_parts else "part" if knows_empty else "continuous"
+        mode = "part" if tells_empty(bundle) else "continuous"
+        mode = "single" if source.separate_parts else mode
     return decision, mode
 
 

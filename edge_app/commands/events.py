@@ -34,12 +34,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common = argparse.ArgumentParser(add_help=False)
     # Also accepted after the action; left out there, what stands before it holds.
     common.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="settings")
-    common.add_argument(
-        "--state",
-        metavar="DIR",
-        help="folder that the service keeps its state in (default: from the config, "
+    state = {
+        "metavar": "DIR",
+        "help": "folder that the service keeps its state in (default: from the config, "
         "/var/lib/edge-app)",
-    )
+    }
+    parser.add_argument("--state", **state)
+    common.add_argument("--state", default=argparse.SUPPRESS, **state)
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument(
         "--kind",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import fcntl
 import logging
 import os
 import signal
@@ -29,7 +30,7 @@ from edge_app.service.controls import Controls
 from edge_app.service.loop import Loop
 from edge_app.service.self_test import self_test
 from edge_app.sources import is_camera, open_source
-from edge_app.station import Station, conditions_for, rules_for
+from edge_app.station import Station, conditions_for, rules_for, tells_empty
 from edge_app.store import EventStore
 
 # SIGTERM must end it within two seconds: all outputs together get so long for what waits, the page
@@ -57,7 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SOURCE",
         nargs="?",
-        help="camera:N, picamera, rtsp or http address, synthetic (default: config, picamera)",
+        help="camera:N, picamera, rtsp or http address, synthetic or synthetic:FILE (default: "
+        "config, picamera)",
     )
     parser.add_argument(
         "--bundle",
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     """Inspect until told to end; returns the exit code."""
     # Until the caretaker takes over there is nothing to finish.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # The watchdog ends a hung stage by SIGABRT: the journal then shows where it hung.
     faulthandler.enable()
 
@@ -92,12 +95,19 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
             f"{bundle_path.parent}/NAME --activate makes it"
         )
     bundle = load_bundle(bundle_path)
+    _occupy(Path(settings.state))
     notifier = Notifier()
     source = open_source(settings.source, config.camera, patient=True)
     fires = [kind for kind, there in _announcers(config) if there]
 
     def build(bundle: Bundle, config: Config) -> SeeingInspector:
         decision, mode = rules_for(bundle, config, source, settings.mode, fires)
+        if mode == "part" and not tells_empty(bundle):
+            # Nobody sits here to see that the first part stays open for ever.
+            raise BundleError(
+                f"{bundle.path}: cannot tell an empty view, so with [service] mode 'part' no part "
+                "would ever end: wanted 'auto' or 'continuous', or enroll it with --empty"
+            )
         return SeeingInspector(
             bundle, decision, mode, threads, heatmap=config.heatmap.kind, quality=config.quality
         )
@@ -142,7 +152,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     board.totals = lambda: chronicle.totals
     board.outputs = lambda: [_state(box) for box in (kept, *outputs)]
     board.storage = remembered(store.totals, STORAGE_S)
-    board.last_event = remembered(store.last_id, LAST_EVENT_S)
+    board.last_event = remembered(store.last_id, LAST_EVENT_S, 0)
     controls = Controls(
         loop,
         caretaker,
@@ -177,6 +187,31 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         notifier.close()
     _leave_the_rest()
     return 0
+
+
+def _occupy(state: Path) -> None:
+    """
+    Keep every other service out of the folder of state, as long as this process lives.
+
+    Two would swap each other's bundle and take each other's failed masters for their own. A folder
+    that is not there or cannot be read is no reason to inspect nothing.
+    """
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        # Never closed: the lock is gone with the process, however that ends.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"{state}: another edge-app run keeps its state here; wanted a folder for each, "
+            "[service] state or --state"
+        ) from None
+    except OSError:
+        os.close(descriptor)
 
 
 def _with_arguments(config: Config, args: argparse.Namespace) -> Config:

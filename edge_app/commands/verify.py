@@ -31,7 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--good", required=True, metavar="DIR", help="pictures of good parts")
     parser.add_argument("--bad", required=True, metavar="DIR", help="pictures of bad parts")
     parser.add_argument(
-        "--bundle", metavar="B", help="what judges (default: the service's, from config and state)"
+        "--bundle",
+        metavar="B",
+        help="what judges (default: the service's, from config and state); the check of another "
+        "one is kept as a trial, which the service does not go by",
     )
     parser.add_argument(
         "--state",
@@ -44,7 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     """Check and keep the outcome; returns the exit code."""
     state = Path(args.state or config.service.state)
-    bundle = load_bundle(args.bundle or state / config.service.bundle)
+    own = state / config.service.bundle
+    bundle = load_bundle(args.bundle or own)
+    trial = os.path.exists(own) and not os.path.samefile(bundle.path, own)
     if not state.is_dir():
         raise InputError(f"{state}: no such folder: --state names that of the service")
     if not os.access(state, os.W_OK | os.X_OK):
@@ -56,14 +61,18 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         bundle, config.decision, "single", threads, heatmaps=False, quality=config.quality
     )
     masters: list[Master] = []
-    for folder, wanted in ((args.good, Verdict.OK), (args.bad, Verdict.NG)):
-        with contextlib.closing(FolderSource(Path(folder))) as source:
+    # Both are looked for before the first is judged.
+    sources = [FolderSource(Path(folder)) for folder in (args.good, args.bad)]
+    for source, wanted in zip(sources, (Verdict.OK, Verdict.NG), strict=True):
+        with contextlib.closing(source):
             found = judge_masters(inspector, source.frames(), wanted)
         for master in found:
             _print(master)
         masters += found
     passed = all(master.right for master in masters)
-    said = summary(masters)
+    said = f"{'passed' if passed else 'FAILED'}: {summary(masters)}"
+    if trial:
+        said = f"trial of {bundle.path.name} {said}"
     now = read_now()
     event = Event(
         "verify",
@@ -73,6 +82,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         bundle_sha256=bundle.sha256,
         data={
             "passed": passed,
+            "trial": trial,
             "masters": [
                 {
                     "name": master.name,
@@ -89,7 +99,9 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         number = EventStore(state / "events", config.events).append(event)
     except (OSError, sqlite3.Error) as error:
         raise InputError(f"{state / 'events'}: the outcome cannot be kept: {error}") from None
-    print(f"\n{'passed' if passed else 'FAILED'}: {said} (event {number}, {bundle.path.name})")
+    print(f"\n{said} (event {number}, {bundle.path.name})")
+    if trial:
+        print(f"{own} is another bundle: the service goes by the last check of its own")
     return 0 if passed else 1
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from edge_app.bundle import Bundle
 from edge_app.clock import iso_8601
+from edge_app.errors import InputError
 from edge_app.rate import Rate
 from edge_app.records import Frame, Result, Verdict
 from edge_app.thermal import Heat
@@ -73,6 +74,8 @@ class Board:
         self._bundle: Bundle | None = None
         self._mode = ""
         self._result: Result | None = None
+        # What is said without one.
+        self._waiting = "start: no frame yet", "waiting for the camera"
         self._result_s = self._started_s
         self._part: Result | None = None
         self._history: deque[tuple[int, float | None, str, float | None]] = deque(maxlen=HISTORY)
@@ -101,6 +104,8 @@ class Board:
             self._heat, self._dropped, self._skipped = heat, frame.dropped, skipped
             for result in results:
                 self._note(result, now_s)
+            if not results and self._mode == "triggered" and frame.frame_bgr is not None:
+                self._wait()
             self._paces = (
                 self._rates[0].at(self._inspected, now_s),
                 self._rates[1].at(frame.index, now_s),
@@ -123,6 +128,12 @@ class Board:
             self._history.append(
                 (self._points, decision.score_smoothed, str(decision.verdict), result.threshold)
             )
+
+    def _wait(self) -> None:
+        """Between two announced parts: a camera lost then, or a hold, is over."""
+        self._waiting = "trigger: no part announced", "waiting for a trigger"
+        if self._result is not None and self._result.decision.part is None:
+            self._result = None
 
     @property
     def watched(self) -> bool:
@@ -169,7 +180,7 @@ class Board:
         with self._lock:
             result, heat, pace = self._result, self._heat, self._paces[0]
         if result is None:
-            return "waiting for the camera"
+            return self._waiting[1]
         decision = result.decision
         said = [str(decision.verdict)]
         if decision.reason:
@@ -194,7 +205,7 @@ class Board:
                 "mode": self._mode,
                 "bundle": None if bundle is None else _of(bundle),
                 "verdict": str(Verdict.UNKNOWN if decision is None else decision.verdict),
-                "reason": "start: no frame yet" if decision is None else decision.reason,
+                "reason": self._waiting[0] if decision is None else decision.reason,
                 "score": None if decision is None else decision.score,
                 "score_smoothed": None if decision is None else decision.score_smoothed,
                 "threshold": None if bundle is None else bundle.manifest["threshold"]["value"],
@@ -257,8 +268,12 @@ def _sorted(totals: Mapping[str, int]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def remembered(ask: Callable[[], Any], for_s: float) -> Callable[[], Any]:
-    """The same question, asked at most so often: several may look, and the answer is on a disk."""
+def remembered(ask: Callable[[], Any], for_s: float, unread: Any = None) -> Callable[[], Any]:
+    """
+    The same question, asked at most so often: several may look, and the answer is on a disk.
+
+    `unread` is the answer where that cannot be read: the rest is shown all the same.
+    """
     lock = threading.Lock()
     answer: list[Any] = [None, -for_s]
 
@@ -266,7 +281,11 @@ def remembered(ask: Callable[[], Any], for_s: float) -> Callable[[], Any]:
         with lock:
             now_s = time.monotonic()
             if now_s - answer[1] >= for_s:
-                answer[:] = [ask(), now_s]
+                try:
+                    found = ask()
+                except InputError:
+                    found = unread
+                answer[:] = [found, now_s]
             return answer[0]
 
     return asked

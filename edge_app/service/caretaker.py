@@ -14,13 +14,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from edge_app.bundle import Bundle, load_bundle
 from edge_app.config import Config
-from edge_app.errors import EdgeAppError
+from edge_app.errors import EdgeAppError, InputError
 from edge_app.event_reader import EventReader
+from edge_app.event_rows import Row
 from edge_app.inspector import SeeingInspector
 from edge_app.notify import Notifier
 from edge_app.service.loop import Loop
@@ -76,7 +77,7 @@ class Caretaker:
         self._read_config, self._build, self._end, self._store = read_config, build, end, store
         self._judging = loop.station.inspector.bundle
         self._asked: Path | None = self._judging.path
-        self._verified_id = 0
+        self._verified_id: int | None = None  # not known yet
         self._changed = threading.Condition()
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
@@ -146,7 +147,10 @@ class Caretaker:
     def _reload(self) -> None:
         self._notifier.reloading()
         try:
-            config = self._read_config()
+            read = self._read_config()
+            # Nothing else of it may be seen before a restart: a trigger that nobody fires, or a
+            # hold that nobody ends.
+            config = replace(self.config, **{name: getattr(read, name) for name in LIVE_SECTIONS})
             bundle = load_bundle(self._path)
             self._asked = bundle.path
             self._prepare(bundle, config)
@@ -156,8 +160,7 @@ class Caretaker:
             needs = [
                 field.name
                 for field in fields(Config)
-                if field.name not in LIVE_SECTIONS
-                and getattr(config, field.name) != getattr(self.config, field.name)
+                if getattr(read, field.name) != getattr(config, field.name)
             ]
             said = "configuration and bundle read again"
             if needs:
@@ -180,8 +183,8 @@ class Caretaker:
 
     def _refuse(self, what: str, error: EdgeAppError) -> None:
         name = self._judging.path.name
-        _log.error("%s refused: %s; %s goes on judging", what, error, name)
-        self._loop.note("config", f"{what} refused: {error}; {name} goes on judging")
+        said = f"{what} refused: {error}; {name} goes on judging"
+        self._loop.note("config", said, logging.ERROR)
 
     def _prepare(self, bundle: Bundle, config: Config) -> None:
         """Build and try an inspector; the loop takes it when no part is in view."""
@@ -189,25 +192,48 @@ class Caretaker:
         score, verdict = self_test(inspector)
         _log.info("self-test of %s: score %.4g, %s", bundle.path.name, score, verdict)
 
+        mode = self._loop.station.inspector.mode
+
         def taken() -> None:
             before, self._judging = self._judging, bundle
             if before.sha256 != bundle.sha256:
-                self._loop.note(*_change(before, bundle))
+                kind, said = _change(before, bundle)
+                if inspector.mode != mode:
+                    said += f"; mode {inspector.mode}, before {mode}"
+                self._loop.note(kind, said)
             with self._changed:
                 self._changed.notify_all()
 
         self._loop.tell(lambda: self._loop.use(inspector, taken))
 
     def _mind_masters(self) -> None:
-        """After a failed check everything is UNKNOWN until one passes, where that is wanted."""
+        """
+        After a failed check everything is UNKNOWN until one passes, where that is wanted.
+
+        At the start also where it cannot be known how the last one ended. Later that is as it was
+        known to be.
+        """
         if not self.config.service.verify_required:
             return
-        row = self._store.last_of("verify")
-        if row is None or row.id == self._verified_id:
+        try:
+            newest = self._store.last_of("verify")
+            number = 0 if newest is None else newest.id
+            if number == self._verified_id:
+                return
+            checks = self._store.walk(kinds=("verify",))
+            row = next((row for row in checks if self._counts(row)), None)
+        except InputError as error:
+            if self._verified_id is None:
+                unread = f"verify: {error}"
+                self._loop.tell(lambda: self._loop.distrust(unread))
             return
-        self._verified_id = row.id
-        reason = None if row.data.get("passed") else f"verify: {row.detail}"
+        self._verified_id = number
+        reason = None if row is None or row.data.get("passed") else f"verify: {row.detail}"
         self._loop.tell(lambda: self._loop.distrust(reason))
+
+    def _counts(self, row: Row) -> bool:
+        """Whether a check says something of what judges: one of another bundle does not."""
+        return not row.data.get("trial") or row.bundle_sha256 == self._judging.sha256
 
 
 def _change(before: Bundle, bundle: Bundle) -> tuple[str, str]:

@@ -222,7 +222,7 @@ class Controls:
         """Keep the frame in view as an event."""
         frame = self._loop.last_frame
         if frame is None:
-            raise InputError("no picture to keep: the camera has given none yet")
+            raise InputError("no picture to keep: the camera gives none")
         self._loop.note("picture", "picture taken by hand", frame_bgr=frame.frame_bgr)
         return "picture taken"
 
@@ -296,8 +296,12 @@ class Controls:
         row = self._row(event_id)
         if row.verdict is not Verdict.NG:
             raise InputError(f"event {event_id} is no part that was called NG")
-        if row.mark == FALSE_ALARM:
-            raise InputError(f"event {event_id} has been learnt as good already")
+        part = self._caretaker.judging.manifest["part"]
+        by = {manifest["manifest_sha256"]: manifest["part"] for _, manifest in self._all()}
+        if by.get(row.bundle_sha256, part) != part:
+            raise InputError(
+                f"event {event_id} is of {by[row.bundle_sha256]}, and what judges now is of {part}"
+            )
         path = self._store.picture(event_id, "frame")
         picture = None if path is None else cv2.imread(str(path), cv2.IMREAD_COLOR)
         if picture is None:
@@ -363,7 +367,11 @@ class Controls:
                 continue
             try:
                 manifest = json.loads(manifest_file.read_text())
-                if manifest["threshold"] is not None and manifest["made"]["at"]:
+                if (
+                    manifest["threshold"] is not None
+                    and manifest["made"]["at"]
+                    and manifest["part"]
+                ):
                     found.append((manifest_file.parent, manifest))
             except (OSError, ValueError, KeyError, TypeError, EdgeAppError):
                 continue

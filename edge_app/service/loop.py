@@ -42,7 +42,7 @@ class Loop:
     """
     Takes frame after frame until the source ends.
 
-    `last_frame` is the last that had a picture.
+    `last_frame` is the newest; None where the camera gives no picture, for an old one is not it.
 
     Parameters
     ----------
@@ -108,9 +108,9 @@ class Loop:
         for output in self._outputs:
             output.offer(plain)
 
-    def note(self, kind: str, detail: str, **more: object) -> None:
+    def note(self, kind: str, detail: str, level: int = logging.INFO, **more: object) -> None:
         """Log and `say` something that has just happened."""
-        _log.info("%s", detail)
+        _log.log(level, "%s", detail)
         now = read_now()
         self.say(Event(kind, now.time_s, now.boot_s, detail, **more))
 
@@ -157,8 +157,7 @@ class Loop:
         started = time.perf_counter()
         results = self.station.take(frame)
         work_s = time.perf_counter() - started
-        if frame.frame_bgr is not None:
-            self.last_frame = frame
+        self.last_frame = frame if frame.frame_bgr is not None else None
         watch = self.station.watch
         heat = None if watch is None else watch.heat
         self._hand_out(frame, results, self._chronicle.see(frame, results, read_now()))
@@ -227,6 +226,7 @@ class Loop:
             self._hand_out(last, results, self._chronicle.see(last, results, read_now()))
         inspector.follow(before)
         self.station.inspector = inspector
+        self._chronicle.mode = inspector.mode
         self._next = None
         self._board.judged_by(inspector.bundle, inspector.mode)
         then()
