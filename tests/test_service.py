@@ -92,7 +92,7 @@ def test_without_a_camera_it_is_ready_and_everything_is_unknown(start, nut_path)
         (
             ["synthetic", "--bundle", "models/nut"],
             "[trigger]\nkind = 'mqtt'",
-            2,
+            78,
             "with [mqtt] enabled",
         ),
     ],
@@ -249,6 +249,7 @@ def test_a_false_alarm_is_learnt_and_reverted(start, nut_path):
     assert status == 200 and said["said"].startswith("back to nut")
     service.wait_state(lambda s: s["bundle"]["name"] == "nut", "the first again")
     assert service.wait_event("revert").data["to"] == bundles[1]["sha256"]
+    assert service.store.get(ng.id).mark is None  # it is no good part any more, and may be again
     assert part_verdict(service, ng.part + 24) == "NG"
     # What was taken back can be learnt again.
     status, said = service.post(f"/api/events/{ng.id}/learn")

@@ -130,7 +130,7 @@ def test_another_inspector_goes_on_with_the_numbers_of_parts(nut_bundle, config,
     empty, good = still_frames["empty"][0], still_frames["good"][0]
     views = [good, good, good, empty, empty, empty]
     parts = []
-    for lot in range(2):
+    for _ in range(2):
         for index, view in enumerate(views):
             assert station.inspector.part_open is (0 < index < 5)
             parts += [r for r in station.take(seen(view, index, index)) if r.event == "part"]

@@ -310,7 +310,7 @@ def _part(
         data_dir,
         tuple(View(path, aligners) for path in paths),
         recipe,
-        args.weights,
+        args.weights if args.weights == "imagenet" else Path(args.weights),
         tuple(path for path in args.reference_data if path.resolve() != own),
         tuple(args.leave_out),
         args.other_weights,

@@ -52,18 +52,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Run the service at full rate on the synthetic camera and watch memory, handles, the tail "
         "of the frame loop and the event store. Exit code 1 if one of them leaves its limits."
     )
-    parser.epilog = "example: python -m tools soak --minutes 60 --viewers 2"
+    parser.epilog = "example:\n  python -m tools soak --minutes 60 --viewers 2"
     parser.add_argument(
-        "--minutes", type=_minutes, default=60.0, metavar="M", help="how long (default: 60)"
+        "--minutes", type=_minutes, default=60.0, metavar="M", help="how long"
     )
     parser.add_argument(
-        "--bundle", default="models/nut", metavar="B", help="what judges (default: models/nut)"
+        "--bundle", default="models/nut", metavar="B", help="what judges"
     )
     parser.add_argument(
         "--mode",
         choices=("auto", "continuous", "part"),
         default="auto",
-        help="as of the service: the nut's is part (default: auto)",
+        help="as of the service: the nut's is part",
     )
     parser.add_argument(
         "--fps", type=float, default=1000.0, help="pictures a second, as far as it gets them"

@@ -101,7 +101,11 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     fires = [kind for kind, there in _announcers(config) if there]
 
     def build(bundle: Bundle, config: Config) -> SeeingInspector:
-        decision, mode = rules_for(bundle, config, source, settings.mode, fires)
+        try:
+            decision, mode = rules_for(bundle, config, source, settings.mode, fires)
+        except InputError as error:
+            # Here a mode or trigger that cannot be comes from the configuration alone.
+            raise ConfigError(str(error)) from None
         if mode == "part" and not tells_empty(bundle):
             # Nobody sits here to see that the first part stays open for ever.
             raise BundleError(

@@ -147,6 +147,7 @@ class Controls:
             activate(folder)
             detail = f"back to {folder.name}, before by {bundle.path.name}"
             self._told("revert", detail, bundle, wanted)
+            self._unlearn(wanted)
             return self._in_force(wanted, detail)
 
     def bundles(self) -> list[dict[str, Any]]:
@@ -307,6 +308,18 @@ class Controls:
         if picture is None:
             raise InputError(f"event {event_id} has no picture any more")
         return Frame(0, path.name, picture)
+
+    def _unlearn(self, judging: Bundle) -> None:
+        """Take the mark from false alarms that what judges now has not learnt."""
+        parents = {m["manifest_sha256"]: m["parent_sha256"] for _, m in self._all()}
+        line, sha256 = set(), judging.sha256
+        while sha256 is not None and sha256 not in line:
+            line.add(sha256)
+            sha256 = parents.get(sha256)
+        for row in self._store.walk(None, ["learn"]):
+            event = self._store.get(int(row.data.get("event", 0)))
+            if event is not None and event.mark == FALSE_ALARM and row.data.get("to") not in line:
+                self._store.set_mark(event.id, None)
 
     def _verdict_on(self, frame: Frame, bundle: Bundle) -> Verdict:
         """What a bundle says of one picture."""

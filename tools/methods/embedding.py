@@ -65,6 +65,9 @@ MOST_STORED = 1000
 # Of the standard decoder's twenty million numbers half the precision loses nothing that shows, and
 # saves as many bytes as all the rest takes.
 DECODER_DTYPES = {"mobile": "float32", "standard": "float16"}
+# Half the steps of `train-decoder`: a step of these twenty million numbers takes more than half a
+# second on one core, and 300 gave the figures in docs/results.md.
+STANDARD_STEPS = 300
 # The share of good pixels that a bundle's decoder heatmap leaves unpainted.
 UNPAINTED_SHARE = 0.995
 
@@ -416,7 +419,8 @@ def learn_decoder(
         See `tools.decoders`.
     seed : int
     epochs, progress
-        As in `tools.train_decoder.train_decoder`.
+        As in `tools.train_decoder.train_decoder`; None gives ``standard`` as many passes as
+        `STANDARD_STEPS` take.
 
     Returns
     -------
@@ -456,8 +460,10 @@ def _train_decoder(
     progress: bool,
 ) -> tuple[bytes, dict[str, Any]]:
     from tools.convert import convert_checked
-    from tools.train_decoder import train_decoder
+    from tools.train_decoder import BATCH, train_decoder
 
+    if epochs is None and kind == "standard":
+        epochs = max(1, round(STANDARD_STEPS * BATCH / len(network.rows)))
     views = [part.good[row] for row in network.rows]
     pictures = np.stack([view.pixels(network.size) for view in views])
     # Not checkpointed: what the optimiser keeps of twenty million numbers takes longer to write

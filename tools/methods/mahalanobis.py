@@ -343,7 +343,7 @@ class _Gaussians(Method):
     levels: ClassVar[tuple[str, ...]]
 
     @abstractmethod
-    def weights(self, part: Part) -> Path:
+    def weights(self, part: Part) -> Path | str:
         """The file that the network is made from."""
 
     @abstractmethod
@@ -361,7 +361,7 @@ class _Gaussians(Method):
             folder holds what was learnt of other pictures or weights.
         """
         weights, alignment = self.weights(part), part.alignment
-        if not weights.is_file():
+        if str(weights) != "imagenet" and not Path(weights).is_file():
             raise InputError(f"{weights}: no such weights file")
         settings = {
             "method": self.name,
@@ -583,7 +583,7 @@ class Mahalanobis(_Gaussians):
     reported = "MVTec AD, 15 parts: mean image AUROC 0.958 (EfficientNet-B4)"
     levels = MOBILENET_LEVELS
 
-    def weights(self, part: Part) -> Path:
+    def weights(self, part: Part) -> Path | str:
         return part.weights
 
     def network(self, part: Part, size: Size) -> keras.Model:
@@ -599,7 +599,7 @@ class MahalanobisEfficientNet(_Gaussians):
     needs_other_weights = True
     levels = EFFICIENTNET_LEVELS
 
-    def weights(self, part: Part) -> Path:
+    def weights(self, part: Part) -> Path | str:
         if part.other_weights is None:
             raise InputError(
                 f"{self.name}: left out, wanted a file with EfficientNet-B0's ImageNet weights"
