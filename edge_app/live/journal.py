@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import threading
-from datetime import UTC, datetime
+import time
 from pathlib import Path
 from typing import Any
 
+from edge_app.clock import iso_8601
 from edge_app.errors import InputError
 from edge_app.records import Result
 from edge_app.sinks.jsonl import as_line
@@ -56,8 +57,7 @@ class Journal:
     def note(self, event: str, **fields: Any) -> None:
         """Something else that happened."""
         if self._descriptor is not None:
-            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            self._write({"event": event, "time": now, **fields})
+            self._write({"event": event, "time": iso_8601(time.time()), **fields})
 
     def _write(self, line: dict[str, Any]) -> None:
         data = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from edge_app.clock import iso_8601
 from edge_app.errors import InputError
 from edge_app.records import Result
 
@@ -30,7 +30,7 @@ def as_line(result: Result) -> dict[str, Any]:
         "event": result.event,
         "frame": result.frame.index,
         "source": result.frame.source,
-        "time": _iso_8601(result.time_s),
+        "time": iso_8601(result.time_s),
         "part": decision.part,
         "score": decision.score,
         "score_smoothed": decision.score_smoothed,
@@ -43,12 +43,6 @@ def as_line(result: Result) -> dict[str, Any]:
         "part_frames": part_frames,
         "bundle_sha256": result.bundle_sha256,
     }
-
-
-def _iso_8601(time_s: float) -> str:
-    """UTC with milliseconds, such as ``2026-01-31T12:00:00.000Z``."""
-    moment = datetime.fromtimestamp(time_s, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class JsonLines:

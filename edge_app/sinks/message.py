@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime
 from typing import Any
 
+from edge_app.clock import iso_8601
 from edge_app.records import Event, Result
 from edge_app.sinks.jsonl import as_line
 
@@ -25,7 +25,7 @@ def as_message(item: Result | Event, station: str) -> bytes:
 def _event(event: Event) -> dict[str, Any]:
     return {
         "event": event.kind,
-        "time": _iso_8601(event.time_s),
+        "time": iso_8601(event.time_s),
         "boot_s": round(event.boot_s, 3),
         "detail": event.detail,
         "verdict": None if event.verdict is None else str(event.verdict),
@@ -35,15 +35,10 @@ def _event(event: Event) -> dict[str, Any]:
         "threshold": event.threshold,
         "bundle_sha256": event.bundle_sha256,
         "episode": event.episode,
-        "ended": None if event.ended_s is None else _iso_8601(event.ended_s),
+        "ended": iso_8601(event.ended_s),
         "frames": event.frames,
         "data": event.data,
     }
-
-
-def _iso_8601(time_s: float) -> str:
-    moment = datetime.fromtimestamp(time_s, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _finite(value: Any) -> Any:
