@@ -314,6 +314,7 @@ def _part(
         tuple(path for path in args.reference_data if path.resolve() != own),
         tuple(args.leave_out),
         args.other_weights,
+        any(picture.mask_path for picture in inspection_set.test),
     )
 
 

@@ -78,14 +78,16 @@ def lines_of(outcomes: Sequence[Outcome]) -> list[Line]:
         groups.setdefault((outcome.data, outcome.alignment, outcome.method), []).append(outcome)
     lines = []
     for (data, alignment, method), runs in groups.items():
+        # Not every seed draws every map: the articles' decoder is trained for one.
+        drawn = {kind: [run.maps[kind] for run in runs if kind in run.maps] for kind in kinds(runs)}
         maps = {
             kind: (
-                float(np.mean([run.maps[kind].pixel_auroc for run in runs])),
-                float(np.mean([run.maps[kind].au_pro for run in runs])),
-                float(np.mean([run.maps[kind].ms for run in runs])),
-                runs[0].maps[kind].pictures,
+                float(np.mean([figures.pixel_auroc for figures in of_seeds])),
+                float(np.mean([figures.au_pro for figures in of_seeds])),
+                float(np.mean([figures.ms for figures in of_seeds])),
+                of_seeds[0].pictures,
             )
-            for kind in runs[0].maps
+            for kind, of_seeds in drawn.items()
         }
         for score in runs[0].image_auroc:
             aurocs = [run.image_auroc[score] for run in runs]
@@ -108,6 +110,11 @@ def lines_of(outcomes: Sequence[Outcome]) -> list[Line]:
             )
     order = {key: number for number, key in enumerate(dict.fromkeys(_set_of(o) for o in outcomes))}
     return sorted(lines, key=lambda line: (order[line.data, line.alignment], -line.auroc))
+
+
+def kinds(runs: Sequence[Outcome]) -> list[str]:
+    """Kinds of map that any of some runs has drawn."""
+    return list(dict.fromkeys(kind for run in runs for kind in run.maps))
 
 
 def _set_of(outcome: Outcome) -> tuple[str, str]:

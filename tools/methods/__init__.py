@@ -123,6 +123,9 @@ class Part:
         Classes of an IDX reference that are the part's own or its defects.
     other_weights : Path or None
         EfficientNet-B0's, where the user has them.
+    mapped : bool
+        Whether heatmaps are measured, as they are where defects have masks: what is trained for
+        them alone can be left out elsewhere.
     """
 
     name: str
@@ -133,6 +136,7 @@ class Part:
     reference: tuple[Path, ...]
     leave_out: tuple[int, ...] = ()
     other_weights: Path | None = None
+    mapped: bool = True
 
     def pictures(self, size: Size) -> list[np.ndarray]:
         """All good pictures as a network of this size sees them, uint8 RGB."""

@@ -54,7 +54,8 @@ class Doc(Method):
     layer, freeze_to : str
         See `tools.methods.embedding.learn_embedding`.
     decoders : tuple of str
-        Kinds of decoder to train for the heatmaps.
+        Kinds of decoder to train for the heatmaps, where maps are measured. The articles' own,
+        ``standard``, is trained for seed 0 alone: its 20 million numbers take many minutes.
     epochs : int, optional
         Of the decoders at most; see `tools.train_decoder.train_decoder`.
     """
@@ -92,6 +93,7 @@ class Doc(Method):
         decoders = {
             kind: learn_decoder(network, part, kind, seed, self._epochs, progress)
             for kind in self._decoders
+            if part.mapped and (kind != "standard" or seed == 0)
         }
         scorers = {
             kind: ScorerSettings(kind, NEIGHBOURS, FEATURE_SCALING) for kind in self.score_names
