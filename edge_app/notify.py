@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping
 
@@ -25,7 +26,7 @@ class Notifier:
 
     No call blocks and none raises: a service manager that does not listen must not stop an
     inspection. A change of state (ready, reloading, stopping) that could not be sent goes with the
-    next message. One thread at a time.
+    next message. Any thread may call: the loop feeds the watchdog while the caretaker reloads.
 
     Parameters
     ----------
@@ -46,6 +47,9 @@ class Notifier:
         environ = os.environ if environ is None else environ
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._socket: socket.socket | None = None
+        # Held while a message is sent, which does not wait: or a READY that another thread owes
+        # could be taken for sent, and systemd wait for it for ever.
+        self._sending = threading.Lock()
         self._owed = ""
         self._failing = False
         self.watchdog_s = _watchdog_s(environ)
@@ -87,11 +91,16 @@ class Notifier:
 
     def close(self) -> None:
         """Give the socket back; any number of times. Nothing is sent after it."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        with self._sending:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
 
     def _send(self, lines: str = "", status: str = "", state: str = "") -> None:
+        with self._sending:
+            self._send_alone(lines, status, state)
+
+    def _send_alone(self, lines: str, status: str, state: str) -> None:
         if self._socket is None:
             return
         if state:

@@ -12,6 +12,7 @@ import sqlite3
 from edge_app.clock import Now
 from edge_app.config import EventsConfig
 from edge_app.event_reader import evidence_kept
+from edge_app.event_rows import MOST_WHOLE
 from edge_app.event_writer import drop_pictures
 from edge_app.evidence import BALLAST_BYTES, Evidence
 
@@ -151,11 +152,13 @@ class Retention:
         last = 0
         if now.boot_s - self._steady_since_s >= STEADY_S and now.time_s > LEAST_TIME_S:
             cutoff_s = now.time_s - self._settings.keep_days * 86_400
-            # Events before the last one that is surely too old are older still, whatever time
-            # they bear; one from before the clock was set is judged by those after it.
+            # Events before one that is surely too old are older still, whatever time they bear;
+            # one from before the clock was set is judged by those after it. None is too old that
+            # comes after one that is not: its clock was behind, as after a start without network.
             last = connection.execute(
-                "SELECT coalesce(max(id), 0) FROM events WHERE time_s BETWEEN ? AND ?",
-                (LEAST_TIME_S, cutoff_s),
+                "SELECT coalesce(max(id), 0) FROM events WHERE time_s BETWEEN ? AND ? AND id < "
+                "(SELECT coalesce(min(id), ?) FROM events WHERE time_s > ? AND time_s <= ?)",
+                (LEAST_TIME_S, cutoff_s, MOST_WHOLE, cutoff_s, now.time_s),
             ).fetchone()[0]
             with _transaction(connection):
                 connection.execute(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -32,6 +33,14 @@ def views_of(folder: Path) -> list[View]:
     """The pictures of a folder, whole."""
     aligners = Aligners(Alignment("none"))
     return [View(path, aligners) for path in sorted(folder.iterdir())]
+
+
+def written(folder: Path, pictures_rgb: Iterable[np.ndarray]) -> tuple[View, ...]:
+    """Pictures, RGB, as files of a new folder, seen whole."""
+    folder.mkdir(parents=True)
+    for number, picture in enumerate(pictures_rgb):
+        cv2.imwrite(str(folder / f"{number:03d}.png"), picture[..., ::-1])
+    return tuple(views_of(folder))
 
 
 def drawn_part(root: Path) -> Part:

@@ -7,11 +7,12 @@ import json
 import cv2
 import numpy as np
 import pytest
+from drawn_part import written
 
 from edge_app.align import Alignment
 from edge_app.errors import InputError
 from tools.encoder_training import CACHE_MARGIN, groups_of, split_good
-from tools.methods import Aligners, Part, View
+from tools.methods import Part
 from tools.methods import autoencoder as methods
 from tools.methods.autoencoder import Autoencoder, StructuralAutoencoder, Training
 from tools.methods.gradient import downhill, moved_map
@@ -34,17 +35,6 @@ def drawn(rng):
     cv2.circle(picture, (int(x), int(y)), 18, (190, 180, 170), -1, cv2.LINE_AA)
     noise = rng.normal(0, 2, picture.shape)
     return np.clip(picture + noise, 0, 255).astype(np.uint8)
-
-
-def written(folder, pictures_rgb):
-    folder.mkdir(parents=True)
-    aligners = Aligners(Alignment("none"))
-    views = []
-    for number, picture in enumerate(pictures_rgb):
-        path = folder / f"{number:03d}.png"
-        cv2.imwrite(str(path), picture[..., ::-1])
-        views.append(View(path, aligners))
-    return tuple(views)
 
 
 @pytest.fixture(scope="module")

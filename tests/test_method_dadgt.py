@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from drawn_part import written
 from scipy import stats
 from scipy.special import digamma, polygamma
 
@@ -12,7 +13,7 @@ from edge_app.align import Alignment
 from edge_app.errors import InputError
 from tools import geometric_transforms
 from tools.geometric_transforms import TrainingSettings
-from tools.methods import Aligners, Part, View, dadgt
+from tools.methods import Part, dadgt
 from tools.methods.dadgt import Dadgt, FourRotations
 from tools.network import network_input
 
@@ -34,17 +35,6 @@ def drawn(rng, shape="wedge"):
     else:
         cv2.circle(picture, (x, y), 18, (190, 180, 170), -1, cv2.LINE_AA)
     return np.clip(picture + rng.normal(0, 2, picture.shape), 0, 255).astype(np.uint8)
-
-
-def written(folder, pictures_rgb):
-    folder.mkdir(parents=True)
-    aligners = Aligners(Alignment("none"))
-    views = []
-    for number, picture in enumerate(pictures_rgb):
-        path = folder / f"{number:03d}.png"
-        cv2.imwrite(str(path), picture[..., ::-1])
-        views.append(View(path, aligners))
-    return tuple(views)
 
 
 @pytest.fixture(scope="module")

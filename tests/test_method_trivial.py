@@ -5,11 +5,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from drawn_part import written
 from scipy.fft import dctn
 
 from edge_app.align import Alignment
 from edge_app.errors import InputError
-from tools.methods import Aligners, Part, View
+from tools.methods import Part
 from tools.methods.trivial import (
     Brightness,
     MeanImage,
@@ -20,17 +21,6 @@ from tools.methods.trivial import (
 
 METHODS = (Brightness, MeanImage, PcaResidual, PerceptualHash)
 SIDE = 64
-
-
-def written(folder, pictures_rgb):
-    folder.mkdir(parents=True)
-    aligners = Aligners(Alignment("none"))
-    views = []
-    for number, picture in enumerate(pictures_rgb):
-        path = folder / f"{number:03d}.png"
-        cv2.imwrite(str(path), picture[..., ::-1])
-        views.append(View(path, aligners))
-    return tuple(views)
 
 
 def part_of(views, folder):

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -118,6 +119,24 @@ def test_only_the_last_state_is_owed(tmp_path):
         bound.setblocking(False)
         notifier.status("on")
         assert told(bound) == [["READY=1", "STATUS=on"]]
+
+
+def test_two_threads_do_not_take_each_others_state(manager):
+    bound, name = manager
+    notifier = Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "10000000"})
+    feeding = threading.Thread(target=notifier.watchdog)
+
+    class Interrupted(str):
+        """A status that is looked at just as the other thread begins to send."""
+
+        def split(self):
+            feeding.start()
+            feeding.join(0.2)
+            return ["nut"]
+
+    notifier.ready(Interrupted("nut"))
+    feeding.join(10)
+    assert told(bound) == [["READY=1", "STATUS=nut"], ["WATCHDOG=1"]]
 
 
 def test_a_path_too_long_for_a_socket_is_no_error():

@@ -436,6 +436,24 @@ def test_a_clock_that_jumps_costs_nothing(opened, clocks):
     assert [row.part for row in store.latest(9)] == [7, 6, 5, 4, 3]
 
 
+def test_a_start_with_an_old_clock_costs_nothing_of_what_was_before(opened, clocks):
+    """Without battery and network systemd begins at the day that it was built."""
+    store = opened(keep_days=30)
+    store.emit([event(1, time_s=clocks.time_s)])
+    clocks.pass_by(2 * DAY_S)
+    store.emit([event(2, time_s=clocks.time_s - 400 * DAY_S)])
+    store.emit([event(3, time_s=clocks.time_s)])
+    clocks.pass_by(DAY_S)
+    store.emit([event(4, time_s=clocks.time_s)])
+    assert [row.part for row in store.latest(9)] == [4, 3, 2, 1]
+    clocks.pass_by(28 * DAY_S)
+    store.emit([event(5, time_s=clocks.time_s)])
+    assert [row.part for row in store.latest(9)] == [5, 4, 3, 2]
+    clocks.pass_by(1.5 * DAY_S)
+    store.emit([event(6, time_s=clocks.time_s)])
+    assert [row.part for row in store.latest(9)] == [6, 5, 4]
+
+
 def test_short_of_space_the_evidence_goes_and_it_is_said_once(opened, folder):
     said = []
     store = opened()

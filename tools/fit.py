@@ -20,7 +20,7 @@ import numpy as np
 
 from edge_app.align import RECIPES, Aligner, Alignment, part_weight
 from edge_app.arguments import rate, refuse_unwritable, region, seed, whole_from_0, whole_from_1
-from edge_app.bundle import Bundle, activate, made_now, refuse_existing, write_bundle
+from edge_app.bundle import Bundle, activate, refuse_existing, write_bundle
 from edge_app.encoder import Encoder
 from edge_app.enrol import (
     ALIGN_PICTURES,
@@ -51,14 +51,13 @@ from tools.choose import Trial, choose_scorer, table
 from tools.choose import sentence as trials_sentence
 from tools.choose_alignment import AlignmentChoice, choose_recipe
 from tools.inspection_set import good_pictures
+from tools.new_manifest import OFFSET, SCALE, new_manifest
 
 if TYPE_CHECKING:
     import keras
 
 DTYPES = ("float32", "float16", "int8")
-SCALE, OFFSET = 1 / 127.5, -1.0
 DEFAULT_ALPHA = 0.35
-PACKAGES = ("tensorflow-cpu", "tensorflow", "keras", "ai-edge-litert", "scikit-learn")
 # How far beyond the good parts' differences full red lies.
 RED_OVER_LOW = 2.0
 BLUR_SHARE = 0.02
@@ -541,18 +540,11 @@ def _manifest(
 
     embedding_layer, patch_layer = layers_of(network)
     command = shlex.join(["python", "-m", "tools", *args.typed])
-    return {
-        "parent_sha256": None,
-        "part": args.part or args.out.name,
-        "made": made_now(command, PACKAGES),
-        "input": {
-            "size": list(encoder.size),
-            "colour_order": "rgb",
-            "scale": SCALE,
-            "offset": OFFSET,
-            "region": None if args.region is None else list(args.region),
-        },
-        "encoder": {
+    return new_manifest(
+        args.part or args.out.name,
+        command,
+        encoder.size,
+        {
             "dtype": args.dtype,
             "embedding_shape": [encoder.embedding_dim],
             "patch_shape": list(encoder.patch_shape),
@@ -562,16 +554,11 @@ def _manifest(
             "patch_layer": patch_layer,
             "multiply_adds": multiply_adds(network),
         },
-        "alignment": {"recipe": "none"},
-        "presence": None,
-        "scorer": None,
-        "threshold": None,
-        "quality": None,
-        "decoder": None,
-        "provenance": {
+        {
             **origin,
             "licence": args.licence or "not stated",
             "good_images": images,
             "remake": [*args.prior, *origin["remake"], command],
         },
-    }
+        args.region,
+    )

@@ -53,12 +53,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "of the frame loop and the event store. Exit code 1 if one of them leaves its limits."
     )
     parser.epilog = "example:\n  python -m tools soak --minutes 60 --viewers 2"
-    parser.add_argument(
-        "--minutes", type=_minutes, default=60.0, metavar="M", help="how long"
-    )
-    parser.add_argument(
-        "--bundle", default="models/nut", metavar="B", help="what judges"
-    )
+    parser.add_argument("--minutes", type=_minutes, default=60.0, metavar="M", help="how long")
+    parser.add_argument("--bundle", default="models/nut", metavar="B", help="what judges")
     parser.add_argument(
         "--mode",
         choices=("auto", "continuous", "part"),

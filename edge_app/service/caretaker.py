@@ -133,8 +133,8 @@ class Caretaker:
                 _log.exception("the caretaker failed")
 
     def _mind(self, numbers: set[int]) -> None:
-        if numbers & {signal.SIGTERM, signal.SIGINT}:
-            _log.info("ending: %s", signal.Signals(min(numbers - {0})).name)
+        if ends := numbers & {signal.SIGTERM, signal.SIGINT}:
+            _log.info("ending: %s", signal.Signals(min(ends)).name)
             self._ending = True
             self._end()
             return
@@ -147,6 +147,13 @@ class Caretaker:
     def _reload(self) -> None:
         self._notifier.reloading()
         try:
+            self._read_again()
+        finally:
+            # Whatever came of it, systemd waits for this.
+            self._notifier.ready()
+
+    def _read_again(self) -> None:
+        try:
             read = self._read_config()
             # Nothing else of it may be seen before a restart: a trigger that nobody fires, or a
             # hold that nobody ends.
@@ -156,19 +163,18 @@ class Caretaker:
             self._prepare(bundle, config)
         except EdgeAppError as error:
             self._refuse("reload", error)
-        else:
-            needs = [
-                field.name
-                for field in fields(Config)
-                if getattr(read, field.name) != getattr(config, field.name)
-            ]
-            said = "configuration and bundle read again"
-            if needs:
-                wanted = ", ".join(f"[{name}]" for name in needs)
-                said += f"; what changed in {wanted} comes into force with a restart"
-            self.config = config
-            self._loop.note("config", said, bundle_sha256=bundle.sha256)
-        self._notifier.ready()
+            return
+        needs = [
+            field.name
+            for field in fields(Config)
+            if getattr(read, field.name) != getattr(config, field.name)
+        ]
+        said = "configuration and bundle read again"
+        if needs:
+            wanted = ", ".join(f"[{name}]" for name in needs)
+            said += f"; what changed in {wanted} comes into force with a restart"
+        self.config = config
+        self._loop.note("config", said, bundle_sha256=bundle.sha256)
 
     def _follow(self) -> None:
         """Prepare what the link points at, if that is another bundle than before."""

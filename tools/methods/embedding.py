@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_app.align import alignment_arrays, alignment_section
-from edge_app.bundle import made_now, write_bundle
+from edge_app.bundle import write_bundle
 from edge_app.encoder import Encoder
 from edge_app.enrol import Gathered, kept_pictures, learn, quality_section
 from edge_app.errors import EdgeAppError, InputError
@@ -43,9 +43,10 @@ from tools.encoder_training import (
     split_good,
     train_encoder,
 )
-from tools.fit import BLUR_SHARE, COMPARED, OFFSET, PACKAGES, RED_OVER_LOW, SCALE
+from tools.fit import BLUR_SHARE, COMPARED, RED_OVER_LOW
 from tools.methods import Fitted, Part, Size, View
 from tools.network import CUTS, shaped
+from tools.new_manifest import OFFSET, SCALE, new_manifest
 from tools.parity import WANTED_RATE
 
 if TYPE_CHECKING:
@@ -624,18 +625,11 @@ class FittedEmbedding(Fitted):
             ["python", "-m", "tools", "compare", "--data", str(self._part.data_dir)]
             + ["--methods", self._name]
         )
-        return {
-            "parent_sha256": None,
-            "part": path.name,
-            "made": made_now(command, PACKAGES),
-            "input": {
-                "size": list(encoder.size),
-                "colour_order": "rgb",
-                "scale": SCALE,
-                "offset": OFFSET,
-                "region": None,
-            },
-            "encoder": {
+        return new_manifest(
+            path.name,
+            command,
+            encoder.size,
+            {
                 "dtype": "float32",
                 "embedding_shape": [encoder.embedding_dim],
                 "patch_shape": list(encoder.patch_shape),
@@ -645,18 +639,10 @@ class FittedEmbedding(Fitted):
                 "patch_layer": patch_layer,
                 "multiply_adds": record["multiply_adds"],
             },
-            "alignment": {"recipe": "none"},
-            "presence": None,
-            "scorer": None,
-            "threshold": None,
-            "quality": None,
-            "decoder": None,
-            "provenance": {
+            {
                 "weights": record["weights"]["name"],
                 "weights_sha256": record["weights"]["sha256"],
                 "run": {"method": self._name, **record["training"], **record["settings"]["recipe"]},
-                "licence": "not stated",
                 "good_images": images,
-                "remake": [command],
             },
-        }
+        )

@@ -44,7 +44,7 @@ import cv2
 import numpy as np
 
 from edge_app.align import alignment_arrays, alignment_section
-from edge_app.bundle import made_now, refuse_existing, write_bundle
+from edge_app.bundle import refuse_existing, write_bundle
 from edge_app.encoder import Encoder
 from edge_app.enrol import LEAST_IMAGES, refuse_too_few_images
 from edge_app.errors import InputError
@@ -58,11 +58,11 @@ from edge_app.held_out import (
     thumbnail,
 )
 from edge_app.quality import as_section, learn_limits, measure
-from tools.fit import OFFSET, PACKAGES, SCALE
 from tools.methods import Fitted, Method, Part, Size, View
 from tools.methods.finished import find, keeping
 from tools.methods.gradient import Anomaly, downhill, moved_map
 from tools.network import network_input
+from tools.new_manifest import OFFSET, SCALE, new_manifest
 from tools.train_encoder import weights_origin
 
 if TYPE_CHECKING:
@@ -522,18 +522,11 @@ class MahalanobisFitted(Fitted):
             ["python", "-m", "tools", "compare", "--data", str(self._part.data_dir), "--methods",
              self._method.name]
         )  # fmt: skip
-        manifest = {
-            "parent_sha256": None,
-            "part": self._part.name,
-            "made": made_now(command, PACKAGES),
-            "input": {
-                "size": list(self._size),
-                "colour_order": "rgb",
-                "scale": SCALE,
-                "offset": OFFSET,
-                "region": None,
-            },
-            "encoder": {
+        manifest = new_manifest(
+            self._part.name,
+            command,
+            self._size,
+            {
                 "dtype": "float32",
                 "embedding_shape": [self._encoder.embedding_dim],
                 "patch_shape": shapes[0],
@@ -543,8 +536,15 @@ class MahalanobisFitted(Fitted):
                 "patch_layer": layers[0],
                 "multiply_adds": self.notes["multiply_adds"],
             },
+            {
+                "weights": self.notes["weights"]["name"],
+                "weights_sha256": self.notes["weights"]["sha256"],
+                "run": None,
+                "good_images": len(views),
+            },
+        )
+        manifest |= {
             "alignment": alignment_section(alignment),
-            "presence": None,
             # `k` and `feature_scaling` are fields of schema 1 that this kind has no use for.
             "scorer": {
                 "kind": KIND,
@@ -554,15 +554,6 @@ class MahalanobisFitted(Fitted):
             },
             "threshold": asdict(threshold),
             "quality": as_section(limits),
-            "decoder": None,
-            "provenance": {
-                "weights": self.notes["weights"]["name"],
-                "weights_sha256": self.notes["weights"]["sha256"],
-                "run": None,
-                "licence": "not stated",
-                "good_images": len(views),
-                "remake": [command],
-            },
         }
         reference = {
             **self._arrays["full"],
