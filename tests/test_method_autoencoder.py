@@ -199,6 +199,7 @@ def test_the_structural_one_learns_and_scores_by_ssim(part, tested, tmp_path):
     assert 0 < first < 2
 
 
+@pytest.mark.slow  # the loop's own is in tests/test_training.py
 def test_a_training_that_was_stopped_goes_on(fitted, part, state, tested, tmp_path):
     """Stopped in its fourth step, it ends with the scores of a training in one go."""
 

@@ -259,6 +259,7 @@ def efficientnet_weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_efficientnet_standardises_as_it_was_trained(efficientnet_weights):
     # Keras' own standardisation layer, told the mean and variance of ImageNet's colours.
     whole = keras.applications.EfficientNetB0(

@@ -62,6 +62,7 @@ def views(part):
     return [View(one.path, Aligners(part.alignment)) for one in pictures]
 
 
+@pytest.mark.slow  # a whole fit, as tests/test_fit.py does one
 def test_scores_and_maps_are_those_of_evaluate(fitted, part, state, views):
     bundle = load_bundle(state / "bundle")
     config = load_config()
@@ -82,6 +83,7 @@ def test_scores_and_maps_are_those_of_evaluate(fitted, part, state, views):
         fitted.map(views[0], "decoder")
 
 
+@pytest.mark.slow  # a whole fit, as tests/test_fit.py does one
 def test_it_is_fits_own_default_without_decoder(fitted, part, state):
     manifest = load_bundle(state / "bundle").manifest
     assert manifest["decoder"] is None and manifest["part"] == "nut"
@@ -106,6 +108,7 @@ def test_alignment_is_told_only_where_there_is_none(part, tmp_path):
     assert fit_command(aligned, 0, tmp_path) == fit_command(part, 0, tmp_path)[:-2]
 
 
+@pytest.mark.slow  # a whole fit, as tests/test_fit.py does one
 def test_what_was_fitted_is_loaded(fitted, part, state, views):
     # Other pictures, or no weights, would be refused if they were looked at again.
     other = replace(part, good=part.good[1:], weights=state / "gone")
@@ -120,6 +123,7 @@ def test_pictures_that_are_not_the_folders_are_refused(part, tmp_path):
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.slow  # a whole fit, as tests/test_fit.py does one
 def test_the_bundle_scores_alike_under_inspect(fitted, views, tmp_path):
     fitted.write_bundle(tmp_path / "b")
     assert load_bundle(tmp_path / "b").sha256 == fitted.notes["bundle_sha256"]

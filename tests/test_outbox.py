@@ -103,6 +103,26 @@ def test_a_full_one_drops_the_oldest_and_counts_it_and_never_waits(sink):
     assert sink.got == [0, 3, 4, 5]
 
 
+def test_that_items_are_dropped_is_logged_once_each_time_that_it_begins(sink, caplog):
+    outbox = Outbox(sink, most=2)
+    for flood in (1, 2):
+        sink.open.clear()
+        tries = len(sink.tries)
+        outbox.offer("first")
+        sink.wait(lambda: len(sink.tries) > tries)  # in the sink's hands
+        for number in range(6):
+            outbox.offer(number)
+        sink.open.set()
+        sink.wait_for(3 * flood)
+        assert outbox.dropped == 4 * flood
+        # It looks for more, and finds that none waits.
+        outbox.offer("last")
+        sink.wait_for(3 * flood + flood)
+    assert outbox.close(LIMIT_S)
+    said = "recorder: more than 2 wait: the oldest are dropped"
+    assert caplog.messages == [said, said]
+
+
 def test_a_batch_that_fails_is_offered_again_whole_and_told_once(sink):
     told = []
     sink.errors = [OSError("disk full"), OSError("disk full"), OSError("disk gone"), None]

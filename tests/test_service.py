@@ -82,6 +82,8 @@ def test_without_a_camera_it_is_ready_and_everything_is_unknown(start, nut_path)
         (["synthetic"], None, 78, "models/current: no such bundle: edge-app enroll"),
         (["synthetic", "--bundle", "models/base"], None, 78, "knows no good part yet"),
         (["models/sample/clip.mp4", "--bundle", "models/nut"], None, 2, "is no camera"),
+        # What systemd would start again for ever.
+        (["--bundle", "models/nut"], "[service]\nsource = 'clip.mp4'", 78, "is no camera"),
         (["synthetic"], "[service]\nname = 'a b'", 78, "name is 'a b', wanted letters"),
         (
             ["synthetic", "--bundle", "models/nut"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -50,6 +51,12 @@ class Systemd:
 
     def stopping(self):
         self.said.append("stopping")
+
+    def reloading(self):
+        self.said.append("reloading")
+
+    def ready(self):
+        self.said.append("ready")
 
 
 class Box:
@@ -309,21 +316,28 @@ class Checks:
         return iter(self.rows)
 
 
-def check(id, passed, trial=False):
-    return Row(id, "boot", 1.0, 1.0, "verify", "outcome", data={"passed": passed, "trial": trial})
+def check(id, passed, trial=False, of=None):
+    data = {"passed": passed, "trial": trial}
+    return Row(id, "boot", 1.0, 1.0, "verify", "outcome", bundle_sha256=of, data=data)
+
+
+def minded(bench, checks, **more):
+    """A caretaker that wants the masters to pass, without its thread."""
+    service = replace(bench.config.service, verify_required=True)
+    given = {"read_config": None, "build": None, "end": None, **more}
+    return Caretaker(
+        bench.loop,
+        bench.systemd,
+        bench.bundle.path,
+        replace(bench.config, service=service),
+        store=checks,
+        **given,
+    )
 
 
 def test_checks_that_cannot_be_read_hold_the_line_at_the_start_and_not_later(nut_bundle):
     bench, checks = Bench(nut_bundle), Checks()
-    service = replace(bench.config.service, verify_required=True)
-    caretaker = Caretaker(
-        bench.loop,
-        bench.systemd,
-        nut_bundle.path,
-        replace(bench.config, service=service),
-        *[None] * 3,
-        checks,
-    )
+    caretaker = minded(bench, checks)
 
     def hold():
         caretaker._mind_masters()
@@ -340,6 +354,55 @@ def test_checks_that_cannot_be_read_hold_the_line_at_the_start_and_not_later(nut
     assert hold() is None
     checks.problem = "events.sqlite: is locked"
     assert hold() is None
+
+
+def test_the_failed_trial_of_a_bundle_holds_the_line_once_it_judges(nut_bundle, pooled_bundle):
+    bench = Bench(nut_bundle, "continuous")
+    checks = Checks(check(2, False, trial=True, of=pooled_bundle.sha256), check(1, True))
+    caretaker = minded(bench, checks, build=lambda bundle, config: bench.inspector(bundle))
+
+    def hold():
+        caretaker._mind_masters()
+        bench.loop._obey()
+        return bench.board.hold
+
+    assert hold() is None
+    caretaker._prepare(pooled_bundle, bench.config)
+    bench.loop._obey()
+    bench.loop.see(Frame(0, "camera", None, problem="camera: lost"))
+    assert caretaker.judging is pooled_bundle
+    assert hold() == "verify: outcome"
+
+
+def test_a_reload_that_fails_for_whatever_reason_ends_for_systemd(nut_bundle):
+    bench = Bench(nut_bundle)
+
+    def read_config():
+        raise MemoryError
+
+    caretaker = minded(bench, Checks(), read_config=read_config)
+    with pytest.raises(MemoryError):
+        caretaker._reload()
+    assert bench.systemd.said == ["reloading", "ready"]
+
+
+def test_bundles_that_cannot_be_read_are_none(nut_bundle, tmp_path):
+    """One that somebody has spoilt must not take learning and reverting away."""
+    shutil.copytree(nut_bundle.path, tmp_path / "nut")
+    for name, text in (("list", "[]"), ("empty", "{}"), ("half", '{"part": "nut"')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(text)
+    fields = json.loads((nut_bundle.path / "manifest.json").read_text())
+    for name, change in (("flat", {"threshold": 3}), ("older", {"parent_sha256": "0" * 64})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps({**fields, **change}))
+    (tmp_path / "nameless").mkdir()
+    del fields["manifest_sha256"]
+    (tmp_path / "nameless" / "manifest.json").write_text(json.dumps(fields))
+    (tmp_path / "current").symlink_to("nut")
+    caretaker = SimpleNamespace(judging=nut_bundle, config=None)
+    controls = Controls(None, caretaker, Board("bench"), None, tmp_path / "current", 1, None)
+    assert [bundle["name"] for bundle in controls.bundles()] == ["nut"]
 
 
 def test_an_event_of_another_part_is_not_learnt(nut_bundle, pooled_bundle, tmp_path):

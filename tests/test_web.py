@@ -30,7 +30,7 @@ from station_page import (
     settings,
 )
 
-from edge_app.errors import ConfigError
+from edge_app.errors import ConfigError, InputError
 from edge_app.records import Verdict
 from edge_app.web import WebServer
 from edge_app.web.aside import Aside, Busy
@@ -575,6 +575,103 @@ def test_a_store_that_fails_midway_ends_the_export_as_broken(station):
             assert Client(server).get("/api/state")[0] == 200
     finally:
         station.store.export = whole
+
+
+@contextlib.contextmanager
+def crowded(station):
+    """The board's state is asked for, and does not come, until all who may read wait for it."""
+    snapshot, release, asked = station.board.snapshot, threading.Event(), []
+
+    def slow():
+        asked.append(1)
+        release.wait(20)
+        return snapshot()
+
+    station.board.snapshot = slow
+    waiting = []
+    try:
+        with serving(station) as server:
+            try:
+                for _ in range(64):
+                    connection = dial(server)
+                    connection.sendall(b"GET /api/state HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    waiting.append(connection)
+                client = Client(server)
+                eventually(lambda: client.get("/api/events")[0] == 503, "a refusal")
+                yield client, release
+            finally:
+                release.set()
+                for connection in waiting:
+                    connection.close()
+    finally:
+        station.board.snapshot = snapshot
+
+
+def test_an_export_for_which_there_is_no_thread_leaves_room_for_the_next(station):
+    with crowded(station) as (client, release):
+        assert client.get("/api/export")[0] == 503
+        release.set()
+        status, _, body = eventually(
+            lambda: (got := client.get("/api/export"))[0] == 200 and got, "the next export"
+        )
+        assert status == 200 and body.startswith(b"id,")
+
+
+def test_a_store_that_cannot_be_read_is_no_half_export(station):
+    """Refused in a sentence at the beginning, broken off later: never a second answer within."""
+    whole = station.store.export
+
+    def export(rows, file, kind):
+        file.write(b"x" * (200_000 if kind == "json" else 0))
+        raise InputError("events.sqlite: cannot be read")
+
+    station.store.export = export
+    try:
+        with serving(station) as server:
+            status, _, body = Client(server).get("/api/export")
+            assert status == 409 and body["error"] == "events.sqlite: cannot be read"
+            with dial(server) as connection:
+                connection.sendall(
+                    b"GET /api/export?format=json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                )
+                got = b""
+                with contextlib.suppress(ConnectionError):
+                    while more := connection.recv(65536):
+                        got += more
+            assert got.startswith(b"HTTP/1.1 200") and got.count(b"HTTP/1.1") == 1
+            assert not got.endswith(b"0\r\n\r\n")
+    finally:
+        station.store.export = whole
+
+
+def test_a_picture_given_up_while_it_is_sent_comes_whole(station, tmp_path):
+    """Retention deletes the file between its opening and its sending."""
+
+    path = tmp_path / "frame.png"
+    path.write_bytes(b"png" * 100_000)
+
+    class Fleeting:
+        """A path whose file goes once it is open and its kind is asked for."""
+
+        def __fspath__(self):
+            return str(path)
+
+        def stat(self):
+            return path.stat()
+
+        @property
+        def suffix(self):
+            path.unlink(missing_ok=True)
+            return path.suffix
+
+    find, station.store.picture = station.store.picture, lambda id, which: Fleeting()
+    try:
+        with serving(station) as server:
+            connection, response = Client(server).open("GET", "/api/events/1/frame")
+            assert response.status == 200 and response.read() == b"png" * 100_000
+            connection.close()
+    finally:
+        station.store.picture = find
 
 
 # What is done
