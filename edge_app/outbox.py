@@ -80,7 +80,8 @@ class Outbox:
     name : str
         The sink's.
     dropped : int
-        Items that the sink never took: too many waited, or it gave them up.
+        Items that the sink never took: too many waited, which is logged when it begins, or it gave
+        them up.
     failures : int
         Tries that failed.
     """
@@ -105,6 +106,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._queue: deque[Item] = deque()
         self._taken = 0  # items that the sink has in its hands
+        self._flooded = False  # items were dropped, since when some always waited
         self._until_s: float | None = None  # once it closes: tries end here
         self._emptied = False
         self._thread = threading.Thread(target=self._run, name=sink.name, daemon=True)
@@ -137,8 +139,11 @@ class Outbox:
                 return True
             self._queue.append(item)
             fits = self._shorten()
+            begins, self._flooded = not fits and not self._flooded, self._flooded or not fits
             self._changed.notify_all()
-            return fits
+        if begins:
+            _log.warning("%s: more than %d wait: the oldest are dropped", self.name, self._most)
+        return fits
 
     def end(self, wait_s: float) -> None:
         """Begin to close and return at once: who has several ends them all, then closes each."""
@@ -211,6 +216,7 @@ class Outbox:
     def _worked(self) -> None:
         with self._changed:
             self._taken = 0
+            self._flooded = self._flooded and bool(self._queue)
             was, self._failing = self._failing, None
         self._backoff.reset()
         if was is not None:

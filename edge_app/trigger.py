@@ -88,8 +88,8 @@ class Gate:
             return True
 
     def _never_seen(self, due_s: float) -> None:
-        self.unseen += 1
         self.unseen_s.append(due_s - self._settings.delay_s)
+        self.unseen += 1  # after it: who sees the count takes the time out, without the lock
 
     def take(self, at_s: float) -> Turn:
         """

@@ -274,6 +274,26 @@ def test_events_are_chosen_and_what_they_say_is_never_run(station, open_page):
         assert Path(download.value.path()).stat().st_size > 1000
 
 
+def test_the_list_of_events_does_not_grow_by_itself(station, open_page):
+    """The page of a tablet on the wall is never loaded again."""
+    for part in range(30):
+        station.happen("heat", f"It is warm: {part}.")
+    with serving(station) as server:
+        page = open_page(server.url)
+        items = page.locator("#list li")
+        expect(items).to_have_count(12)
+        for part in range(3):
+            station.happen("heat", f"It is hot: {part}.")
+            expect(items.first).to_contain_text(f"hot: {part}")
+            expect(items).to_have_count(12)
+        page.locator("#older").click()
+        expect(items).to_have_count(35)  # all there are
+        station.happen("heat", "It is cool.")
+        expect(items.first).to_contain_text("cool")
+        expect(items).to_have_count(35)
+        expect(page.locator("#older")).to_be_visible()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_telephone_is_wide_enough(station, open_page, scheme):
     station.board.show("UNKNOWN", None, reason="part: " + "Donaudampfschiffahrt" * 12)

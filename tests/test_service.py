@@ -105,6 +105,29 @@ def test_what_cannot_serve_is_refused_in_a_sentence(tmp_path, arguments, config,
     assert len([line for line in error.splitlines() if line.startswith("edge-app:")]) == 1
 
 
+def test_what_is_refused_late_lets_go_of_the_camera(tmp_path):
+    """Its reader would still be within the driver while Python ends."""
+    (tmp_path / "config.toml").write_text("[web]\naddress = '0.0.0.0'\n")
+    script = (
+        "import sys, threading\n"
+        "from edge_app.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print([thread.name for thread in threading.enumerate() if 'reader' in thread.name])\n"
+        "sys.exit(code)\n"
+    )
+    arguments = ["run", "synthetic", "--bundle", "models/nut", "--state", tmp_path / "state"]
+    arguments += ["--config", tmp_path / "config.toml"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 78 and "wanted a token_file" in done.stderr
+    assert done.stdout.strip() == "[]"
+
+
 def test_mode_part_wants_a_bundle_that_ends_parts(tmp_path, pooled_bundle, start, nut_path):
     """Without an empty view one part would be open for ever, and no NG be told."""
     config = FAST + "[service]\nmode = 'part'\n"

@@ -30,6 +30,7 @@ from edge_app.service.controls import Controls
 from edge_app.service.loop import Loop
 from edge_app.service.self_test import self_test
 from edge_app.sources import is_camera, open_source
+from edge_app.sources.camera import CameraSource
 from edge_app.station import Station, conditions_for, rules_for, tells_empty
 from edge_app.store import EventStore
 
@@ -81,14 +82,13 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     # The watchdog ends a hung stage by SIGABRT: the journal then shows where it hung.
     faulthandler.enable()
 
-    def read_config() -> Config:
-        return _with_arguments(load_config(args.config), args)
-
     config = _with_arguments(config, args)
     settings = config.service
     bundle_path = Path(os.path.abspath(Path(settings.state) / settings.bundle))
     if not is_camera(settings.source):
-        raise InputError(f"{settings.source}: is no camera; edge-app inspect judges files")
+        # One that the configuration names is not mended by a restart.
+        wrong = ConfigError if args.source is None else InputError
+        raise wrong(f"{settings.source}: is no camera; edge-app inspect judges files")
     if not os.path.lexists(bundle_path):
         raise BundleError(
             f"{bundle_path}: no such bundle: edge-app enroll … --out "
@@ -96,8 +96,26 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         )
     bundle = load_bundle(bundle_path)
     _occupy(Path(settings.state))
-    notifier = Notifier()
     source = open_source(settings.source, config.camera, patient=True)
+    try:
+        return _serve(args, config, threads, bundle, bundle_path, source)
+    except BaseException:
+        # A driver that is still at work while Python ends may crash it, and another exit code than
+        # that of the error would have systemd start it again.
+        source.close(LEAVE_S)
+        raise
+
+
+def _serve(
+    args: argparse.Namespace,
+    config: Config,
+    threads: int,
+    bundle: Bundle,
+    bundle_path: Path,
+    source: CameraSource,
+) -> int:
+    settings = config.service
+    notifier = Notifier()
     fires = [kind for kind, there in _announcers(config) if there]
 
     def build(bundle: Bundle, config: Config) -> SeeingInspector:
@@ -116,18 +134,17 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
             bundle, decision, mode, threads, heatmap=config.heatmap.kind, quality=config.quality
         )
 
-    try:
-        inspector = build(bundle, config)
-        score, verdict = self_test(inspector)
-        _log.info("self-test of %s: score %.4g, %s", bundle.path.name, score, verdict)
-        watch, gate, gpio = conditions_for(config, source, inspector.mode)
-        station = Station(inspector, watch, gate, gpio)
-    except BaseException:
-        source.close(LEAVE_S)
-        raise
+    inspector = build(bundle, config)
+    score, verdict = self_test(inspector)
+    _log.info("self-test of %s: score %.4g, %s", bundle.path.name, score, verdict)
+    watch, gate, gpio = conditions_for(config, source, inspector.mode)
+    station = Station(inspector, watch, gate, gpio)
 
     def fire() -> bool:
         return gate.fire(time.monotonic())
+
+    def read_config() -> Config:
+        return _with_arguments(load_config(args.config), args)
 
     board = Board(settings.name, triggers=gate is not None and config.trigger.kind == "http")
     told = _Late()

@@ -77,7 +77,8 @@ class Caretaker:
         self._read_config, self._build, self._end, self._store = read_config, build, end, store
         self._judging = loop.station.inspector.bundle
         self._asked: Path | None = self._judging.path
-        self._verified_id: int | None = None  # not known yet
+        # Number of the newest check and what judged then; not known yet.
+        self._verified: tuple[int, str] | None = None
         self._changed = threading.Condition()
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
@@ -223,17 +224,18 @@ class Caretaker:
             return
         try:
             newest = self._store.last_of("verify")
-            number = 0 if newest is None else newest.id
-            if number == self._verified_id:
+            # Under another bundle another check may count: the trial that it has had.
+            known = 0 if newest is None else newest.id, self._judging.sha256
+            if known == self._verified:
                 return
             checks = self._store.walk(kinds=("verify",))
             row = next((row for row in checks if self._counts(row)), None)
         except InputError as error:
-            if self._verified_id is None:
+            if self._verified is None:
                 unread = f"verify: {error}"
                 self._loop.tell(lambda: self._loop.distrust(unread))
             return
-        self._verified_id = number
+        self._verified = known
         reason = None if row is None or row.data.get("passed") else f"verify: {row.detail}"
         self._loop.tell(lambda: self._loop.distrust(reason))
 

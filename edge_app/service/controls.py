@@ -9,7 +9,6 @@ back.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -25,7 +24,7 @@ import cv2
 from edge_app.bundle import MANIFEST, Bundle, activate, load_bundle
 from edge_app.config import Config
 from edge_app.dial import Dial
-from edge_app.errors import EdgeAppError, InputError
+from edge_app.errors import BundleError, InputError
 from edge_app.inspector import Inspector, build_encoder
 from edge_app.knowledge import (
     Knowledge,
@@ -36,6 +35,7 @@ from edge_app.knowledge import (
     with_threshold,
     write,
 )
+from edge_app.manifest import read_manifest
 from edge_app.records import Frame, Verdict
 from edge_app.service.board import Board
 from edge_app.service.caretaker import Caretaker
@@ -379,15 +379,11 @@ class Controls:
             if manifest_file.parent.is_symlink():
                 continue
             try:
-                manifest = json.loads(manifest_file.read_text())
-                if (
-                    manifest["threshold"] is not None
-                    and manifest["made"]["at"]
-                    and manifest["part"]
-                ):
-                    found.append((manifest_file.parent, manifest))
-            except (OSError, ValueError, KeyError, TypeError, EdgeAppError):
+                manifest = read_manifest(manifest_file)
+            except BundleError:
                 continue
+            if manifest["threshold"] is not None:
+                found.append((manifest_file.parent, manifest))
         return found
 
 

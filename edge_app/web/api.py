@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -195,7 +196,8 @@ class Api:
         with file:
             response = web.StreamResponse()
             response.content_type = "image/png" if path.suffix == ".png" else "image/jpeg"
-            response.content_length = path.stat().st_size
+            # Of the file that is open: its name may be gone by now.
+            response.content_length = os.fstat(file.fileno()).st_size
             if "download" in request.query:
                 attach(response, path.name)
             await response.prepare(request)
@@ -247,21 +249,32 @@ class Api:
         self._exporting = True
         pipe = _Pipe(asyncio.get_running_loop())
         rows = self._store.walk(None, kinds, since_s)
-        writing = asyncio.ensure_future(self._reading.call(self._write, pipe, rows, kind))
+        writing = asyncio.ensure_future(self._fill(pipe, rows, kind))
         # Where the client has gone nobody asks what became of it.
         writing.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
+            piece = await pipe.read()
+            if piece is None:
+                await writing  # what fails at once is refused, before there is half an answer
             response = web.StreamResponse()
             response.headers["Content-Type"] = EXPORTS[kind]
             attach(response, f"events.{kind}")
             await response.prepare(request)
-            while (piece := await pipe.read()) is not None:
+            while piece is not None:
                 await response.write(piece)
+                piece = await pipe.read()
             await writing
         finally:
             pipe.hang_up()
             self._exporting = False
         return response
+
+    async def _fill(self, pipe: _Pipe, rows: Iterator[Row], kind: str) -> None:
+        try:
+            await self._reading.call(self._write, pipe, rows, kind)
+        finally:
+            # Also where no thread was free for it: the reader would wait for ever.
+            await pipe.end()
 
     def _write(self, pipe: _Pipe, rows: Iterator[Row], kind: str) -> None:
         try:
@@ -269,8 +282,6 @@ class Api:
                 self._store.export(rows, file, kind)
         except BrokenPipeError:
             pass  # the client has gone
-        finally:
-            pipe.end()
 
     # What is done
 
@@ -321,29 +332,27 @@ class _Pipe(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        self._put(bytes(data))
-        return len(data)
-
-    def end(self) -> None:
-        """Nothing more comes."""
-        try:
-            self._put(None)
-        except BrokenPipeError:
-            pass
-
-    def _put(self, piece: bytes | None) -> None:
         if self._hung_up:
             raise BrokenPipeError
         try:
-            put = asyncio.run_coroutine_threadsafe(self._pieces.put(piece), self._loop)
+            put = asyncio.run_coroutine_threadsafe(self._pieces.put(bytes(data)), self._loop)
             put.result(EXPORT_S)
         except (TimeoutError, RuntimeError):
             self._hung_up = True
             raise BrokenPipeError from None
+        return len(data)
+
+    async def end(self) -> None:
+        """Nothing more comes; in the loop."""
+        # There is room: either it is read, or nothing was left in it.
+        await self._pieces.put(None)
 
     async def read(self) -> bytes | None:
-        """The next piece; None at the end."""
-        return await self._pieces.get()
+        """The next piece; None at the end. A TimeoutError where it came too slowly for a whole."""
+        piece = await self._pieces.get()
+        if piece is None and self._hung_up:
+            raise TimeoutError("the client took too long for an export")
+        return piece
 
     def hang_up(self) -> None:
         """Nobody reads any more."""

@@ -293,18 +293,21 @@ class WebServer:
             if error.status in (408, 413):
                 response.force_close()
             return response
-        except EdgeAppError as error:
-            return refusal(409, str(error))
-        except Busy:
-            return refusal(503, "Too much is being asked at once; try again.")
         except ConnectionError:
             raise  # the client has gone
         except Exception as error:
-            self._log_error(request, error)
-            if request.writer.output_size > 0:
+            expected = isinstance(error, EdgeAppError | Busy)
+            begun = request.writer.output_size > 0
+            if begun or not expected:
+                self._log_error(request, error)
+            if begun:
                 # Half an answer must not be taken for a whole one.
                 connection.abort()
                 raise ConnectionResetError from None
+            if isinstance(error, Busy):
+                return refusal(503, "Too much is being asked at once; try again.")
+            if expected:
+                return refusal(409, str(error))
             return refusal(500, "This went wrong inside the service; its journal says more.")
         finally:
             connection.end()

@@ -32,6 +32,8 @@ let history = [];
 let proposed = null;
 let lost = false;
 let listed = [];
+// More are listed when asked for only: a page on a wall is open for months.
+let most = LISTED;
 let hours = [];
 let hoursTo = 0;
 
@@ -354,10 +356,10 @@ async function loadEvents() {
   loading = true;
   try {
     const asked = filter();
-    const { events } = await get(`/api/events?limit=${Math.max(LISTED, Math.min(listed.length, 96))}&kind=${asked}`);
+    const { events } = await get(`/api/events?limit=${Math.min(most, 96)}&kind=${asked}`);
     if (asked === filter()) {
       const oldest = events.at(-1)?.id ?? 0;
-      listed = events.concat(listed.filter((event) => event.id < oldest));
+      listed = events.concat(listed.filter((event) => event.id < oldest)).slice(0, most);
       show(by("older"), events.length >= LISTED || !by("older").hidden);
       drawEvents();
     }
@@ -379,6 +381,7 @@ by("older").onclick = async () => {
     const before = listed.at(-1)?.id ?? 1;
     const { events } = await get(`/api/events?limit=24&before=${before}&kind=${filter()}`);
     listed = listed.concat(events);
+    most = Math.max(most, listed.length);
     drawEvents();
     show(by("older"), events.length === 24);
   } catch (error) {
@@ -393,6 +396,7 @@ for (const button of document.querySelectorAll("[data-kinds]")) {
       other.ariaPressed = String(other === button);
     }
     listed = [];
+    most = LISTED;
     show(by("older"), false);
     loading = false;
     loadEvents();
