@@ -109,6 +109,7 @@ class ServiceConfig:
     mode: str
     camera_hang_s: float
     most_threshold_rise: float
+    keep_bundles: int
     verify_required: bool
 
 
@@ -305,6 +306,7 @@ _CHECKS: dict[str, dict[str, tuple[str, _Check]]] = {
         "mode": _one_of("auto", "continuous", "part"),
         "camera_hang_s": _within(5, 3600),
         "most_threshold_rise": _within(1, 100),
+        "keep_bundles": _whole(1, 10_000),
         "verify_required": _switch(),
     },
     "events": {

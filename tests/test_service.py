@@ -325,6 +325,20 @@ def test_start_stop_threshold_picture_and_mark(start, nut_path):
     assert service.end()[0] == 0
 
 
+def test_of_the_bundles_that_the_page_wrote_the_oldest_go(start, nut_path):
+    service = start(nut_path, FAST + "[service]\nkeep_bundles = 2\n").ready()
+    options = service.get("/api/threshold")
+    for option in [o for o in options["options"] if o["value"] > options["value"]][:4]:
+        assert service.post("/api/threshold", value=option["value"])[0] == 200
+    kept = sorted(path.name for path in service.models.iterdir())
+    # Not the one that somebody else has made, however old.
+    assert kept == ["current", "nut", "nut-threshold", "nut-threshold-3"]
+    assert (service.models / "current").resolve().name in kept
+    assert len(service.get("/api/bundles")["bundles"]) == 3
+    assert "given up" in service.wait_event("storage").detail
+    assert service.end()[0] == 0
+
+
 def test_a_bundle_that_is_no_link_is_judged_by_and_not_changed(start, nut_path):
     service = start(None, FAST + f'[service]\nbundle = "{nut_path}"\n').ready()
     ng = service.wait_event("ng")

@@ -170,6 +170,7 @@ def test_a_part_left_lying_does_not_keep_a_swap_out_for_ever(nut_bundle, still_f
     assert taken == [3]
     (part,) = bench.parts  # what was seen of it had its verdict
     assert part.decision.part == 0 and part.decision.closed.usable == 4
+    assert bench.board.snapshot()["last_part"]["verdict"] == "OK"
 
 
 def test_pictures_are_drawn_only_for_who_watches(nut_bundle, still_frames):

@@ -9,7 +9,9 @@ back.
 
 from __future__ import annotations
 
+import logging
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +48,10 @@ from edge_app.store import EventStore
 TAKEN_S = 20.0
 # What the event store calls what a person said.
 FALSE_ALARM, TRUE_DEFECT = "false alarm", "true defect"
+# How the record of a bundle begins that was written here.
+BY_PAGE = "edge-app run "
+
+_log = logging.getLogger(__name__)
 
 
 class Controls:
@@ -352,7 +358,35 @@ class Controls:
         folder = free_folder(self._path.parent / f"{name}-{what}")
         child = write(knowledge, folder, parent.manifest["part"], parent.sha256, typed)
         activate(child.path)
+        self._drop_old(child)
         return child
+
+    def _drop_old(self, judging: Bundle) -> None:
+        """
+        Give up the oldest of the bundles that the page wrote, beyond those that are kept.
+
+        One of somebody else's making is never touched. A folder loses its manifest first: what is
+        left of it, should the program stop there, is no bundle any more.
+        """
+        written = [
+            (folder, manifest)
+            for folder, manifest in self._all()
+            if manifest["made"]["command"].startswith(BY_PAGE)
+            and manifest["manifest_sha256"] != judging.sha256
+        ]
+        # Two may be of one second; the folder's own time tells them apart.
+        written.sort(
+            key=lambda found: (_moment(found[1]["made"]["at"]), found[0].stat().st_mtime_ns)
+        )
+        excess = len(written) + 1 - self._config.service.keep_bundles
+        for folder, _ in written[: max(excess, 0)]:
+            try:
+                (folder / MANIFEST).unlink()
+                shutil.rmtree(folder)
+            except OSError as error:
+                _log.warning("%s: cannot be given up: %s", folder, error.strerror)
+                return
+            self._loop.note("storage", f"bundle {folder.name} given up, one of the oldest")
 
     def _told(self, kind: str, detail: str, before: Bundle, after: Bundle, **data: Any) -> None:
         thresholds = {"before": _threshold(before), "after": _threshold(after)}

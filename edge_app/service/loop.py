@@ -151,7 +151,7 @@ class Loop:
 
     def see(self, frame: Frame) -> None:
         """One frame."""
-        self._swap()
+        self._swap(frame)
         inspector = self.station.inspector
         inspector.seen = None
         started = time.perf_counter()
@@ -166,10 +166,15 @@ class Loop:
             if before is not None:
                 told = heat.degraded[0] if heat.degraded else f"heat: {heat.state}"
                 self.note("heat", told, data={"from": before, "to": heat.state})
+        self._tell(frame, results, work_s)
+        self._show(frame, results, heat is not None and heat.state in TOO_HOT)
+
+    def _tell(self, frame: Frame, results: list[Result], work_s: float) -> None:
+        """For those who look: the figures and the board."""
+        heat = None if self.station.watch is None else self.station.watch.heat
         if self._metrics is not None:
             self._metrics.see(frame, results, heat, work_s)
         self._board.saw(frame, results, heat, self.station.skipped)
-        self._show(frame, results, heat is not None and heat.state in TOO_HOT)
 
     def _hand_out(
         self, frame: Frame, results: list[Result], kept: Sequence[Event | Counts]
@@ -213,7 +218,7 @@ class Loop:
                 return
             command()
 
-    def _swap(self) -> None:
+    def _swap(self, frame: Frame) -> None:
         if self._next is None:
             return
         inspector, then, latest_s = self._next
@@ -221,9 +226,11 @@ class Loop:
         if before.part_open:
             if time.monotonic() < latest_s:
                 return
-            last = Frame(-1, "", None)
+            # It gets its verdict as it is; what is still seen of it is a part to the other bundle.
+            unseen = replace(frame, frame_bgr=None)
             results = self.station.finish()
-            self._hand_out(last, results, self._chronicle.see(last, results, read_now()))
+            self._hand_out(unseen, results, self._chronicle.see(unseen, results, read_now()))
+            self._tell(unseen, results, 0.0)
         inspector.follow(before)
         self.station.inspector = inspector
         self._chronicle.mode = inspector.mode
