@@ -4,7 +4,7 @@ Compare: every method of the articles, and our own default, on the same pictures
 Each method is fitted on the good pictures of a set, once for each seed where chance enters, and
 judged on its test split by the same evaluation. What it came to is kept in --out, run by run:
 called again the command goes on where it was, and what is done is only read. The table, the CSV and
-the page are made anew each time from all that is there.
+the page are made anew each time from all that --out holds, whatever was asked for this time.
 """
 
 from __future__ import annotations
@@ -235,22 +235,20 @@ def run(args: argparse.Namespace) -> int:
     runs = list(planned(args))
     began_s, left = time.monotonic(), []
     failed: list[str] = []
-    outcomes: list[Outcome] = []
     with tqdm(runs, unit="run", desc="comparing", delay=2, leave=False) as bar:
         for one in bar:
             bar.set_postfix_str(f"{one.part.name}, {one.method.name}, seed {one.seed}")
-            outcome = done(one)
-            if outcome is None:
-                if args.budget is not None and time.monotonic() - began_s >= args.budget * 60:
-                    left.append(one)
-                    continue
-                try:
-                    outcome = carry_out(one)
-                except EdgeAppError as error:
-                    # One method that cannot be fitted does not take the others' table away.
-                    failed.append(f"{one.part.name}, {one.method.name}: {error}")
-                    continue
-            outcomes.append(outcome)
+            if done(one) is not None:
+                continue
+            if args.budget is not None and time.monotonic() - began_s >= args.budget * 60:
+                left.append(one)
+                continue
+            try:
+                carry_out(one)
+            except EdgeAppError as error:
+                # One method that cannot be fitted does not take the others' table away.
+                failed.append(f"{one.part.name}, {one.method.name}: {error}")
+    outcomes = kept(args.out)
     if not outcomes:
         raise InputError(
             failed[0] if failed else "--budget: nothing was done before, and no time for anything"
@@ -341,14 +339,9 @@ def done(one: Run) -> Outcome | None:
         If it was done with other settings.
     """
     path = one.folder / RESULT
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        maps = {kind: MapFigures(**figures) for kind, figures in content.pop("maps").items()}
-        outcome = Outcome(maps=maps, **content)
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{printable(path)}: cannot be read: {error}; remove it") from None
+    outcome = read_outcome(path)
     for key, wanted in one.settings.items():
         if outcome.settings.get(key) != wanted:
             raise InputError(
@@ -356,6 +349,33 @@ def done(one: Run) -> Outcome | None:
                 "name another --out"
             )
     return outcome
+
+
+def read_outcome(path: Path) -> Outcome:
+    """
+    What a run came to, as it is kept.
+
+    Raises
+    ------
+    InputError
+        If the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        maps = {kind: MapFigures(**figures) for kind, figures in content.pop("maps").items()}
+        return Outcome(maps=maps, **content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{printable(path)}: cannot be read: {error}; remove it") from None
+
+
+def kept(folder: Path) -> list[Outcome]:
+    """Everything that was ever compared into a folder, of methods that there are."""
+    from tools.methods.registry import METHODS
+
+    order = list(METHODS)
+    paths = [path for path in folder.glob(f"*/*/*/seed_*/{RESULT}") if path.parts[-3] in order]
+    paths.sort(key=lambda path: (*path.parts[-5:-3], order.index(path.parts[-3]), path.parts[-2]))
+    return [read_outcome(path) for path in paths]
 
 
 def carry_out(one: Run) -> Outcome:
