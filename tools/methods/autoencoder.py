@@ -160,25 +160,17 @@ class _Autoencoder(Method):
             settings=settings,
             progress=progress,
         )
-        notes = {
+        notes = finished.notes_of(trained, time.monotonic() - began) | {
             "size_px": side,
-            "steps": len(trained.history),
-            "best_step": trained.best_step,
-            "resumed_from": trained.resumed_from,
-            "held_out_loss": trained.best,
             "difference": self.difference,
             "parameters": network.count_params(),
-            "fit_s": round(time.monotonic() - began, 1),
-            # Of the steps alone, in all processes that it took.
-            "steps_s": round(sum(row["seconds"] for row in trained.history), 1),
         }
         with finished.keeping(state, settings) as partial:
             content = to_tflite(difference_network(network, self.difference), "float32")
             (partial / "difference.tflite").write_bytes(content)
             # Without its optimiser, which would be two thirds of the file.
             keras.Model(network.input, network.output).save(partial / "autoencoder.keras")
-            text = json.dumps(notes, indent=2, allow_nan=False) + "\n"
-            (partial / "notes.json").write_text(text, encoding="utf-8")
+            finished.write_notes(partial, notes)
         discard(state)
         return Redrawing(state / finished.FOLDER)
 

@@ -106,23 +106,15 @@ class Dadgt(Method):
         content = to_tflite(network, "float32", batch=ROTATIONS)
         classifier = FourRotations(content)
         scorer = RotationScorer.fit(classifier, pictures)
-        notes = {
+        notes = finished.notes_of(trained, time.monotonic() - began) | {
             "size_px": SIZE_PX,
-            "steps": len(trained.history),
-            "best_step": trained.best_step,
-            "resumed_from": trained.resumed_from,
-            "held_out_loss": trained.best,
             "held_out_accuracy": rotation_accuracy(log_probabilities(classifier, pictures[held])),
             "parameters": network.count_params() + scorer.alphas.size,
             "alphas": scorer.alphas.tolist(),
-            "fit_s": round(time.monotonic() - began, 1),
-            # Of the steps alone, in all processes that it took.
-            "steps_s": round(sum(row["seconds"] for row in trained.history), 1),
         }
         with finished.keeping(state, settings) as partial:
             (partial / "rotations.tflite").write_bytes(content)
-            text = json.dumps(notes, indent=2, allow_nan=False) + "\n"
-            (partial / "notes.json").write_text(text, encoding="utf-8")
+            finished.write_notes(partial, notes)
         discard(checkpoint)
         return Rotations(state / finished.FOLDER)
 

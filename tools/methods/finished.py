@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 
 from edge_app.errors import InputError
 from tools.network import new_folder
+from tools.training import Trained
 
 FOLDER = "finished"
 SETTINGS_FILE = "settings.json"
@@ -89,3 +90,30 @@ def pictures_sha256(pictures: Sequence[np.ndarray]) -> str:
 def settings_sha256(settings: dict[str, Any]) -> str:
     """Of settings as JSON holds them, whatever the order of their names."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def notes_of(trained: Trained, fit_s: float) -> dict[str, Any]:
+    """
+    What is remembered of a training.
+
+    Parameters
+    ----------
+    trained : Trained
+    fit_s : float
+        Seconds that this process took for all of it; `steps_s` are those of the steps alone, in all
+        processes that it took.
+    """
+    return {
+        "steps": len(trained.history),
+        "best_step": trained.best_step,
+        "resumed_from": trained.resumed_from,
+        "held_out_loss": trained.best,
+        "fit_s": round(fit_s, 1),
+        "steps_s": round(sum(row["seconds"] for row in trained.history), 1),
+    }
+
+
+def write_notes(folder: Path, notes: Mapping[str, Any]) -> None:
+    """As ``notes.json``."""
+    text = json.dumps(notes, indent=2, allow_nan=False) + "\n"
+    (folder / "notes.json").write_text(text, encoding="utf-8")
