@@ -149,6 +149,17 @@ class Metrics:
         self._heat, self._dropped = heat, frame.dropped
         self._up = frame.frame_bgr is not None
         self._seen_s = time.time()
+        if self.count(results):
+            self._loop.add(work_s)
+        else:
+            self._skipped += 1
+
+    def count(self, results: Sequence[Result]) -> bool:
+        """
+        Count results, of whatever frame; whether a frame's own is among them.
+
+        `see` does so itself. A part that another bundle's coming ended has no frame of its own.
+        """
         judged = False
         for result in results:
             decision = result.decision
@@ -172,10 +183,7 @@ class Metrics:
                 if histogram is None:
                     histogram = self._stages[stage] = Histogram(STAGE_BOUNDS_S)
                 histogram.add(ms / 1e3)
-        if judged:
-            self._loop.add(work_s)
-        else:
-            self._skipped += 1
+        return judged
 
     def render(self) -> bytes:
         """The text, for any thread."""

@@ -15,6 +15,7 @@ from edge_app.errors import BundleError, InputError
 from edge_app.event_reader import EventReader
 from edge_app.event_rows import Row
 from edge_app.inspector import SeeingInspector
+from edge_app.metrics import Metrics
 from edge_app.records import Event, Frame, Result, Verdict
 from edge_app.service import loop as loop_module
 from edge_app.service.board import HISTORY, Board, remembered
@@ -80,6 +81,7 @@ class Bench:
         self.config = load_config(DEFAULT_FILE)
         self.bundle, self.mode = bundle, mode
         self.camera, self.systemd, self.store, self.output = Camera(frames), Systemd(), Box(), Box()
+        self.metrics = Metrics()
         self.board = Board("bench")
         self.loop = Loop(
             self.camera,
@@ -88,7 +90,7 @@ class Bench:
             Chronicle(mode),
             self.store,
             [self.output],
-            None,
+            self.metrics,
             self.systemd,
             camera_hang_s=60.0,
             stream_fps=1000.0,
@@ -171,6 +173,10 @@ def test_a_part_left_lying_does_not_keep_a_swap_out_for_ever(nut_bundle, still_f
     (part,) = bench.parts  # what was seen of it had its verdict
     assert part.decision.part == 0 and part.decision.closed.usable == 4
     assert bench.board.snapshot()["last_part"]["verdict"] == "OK"
+    figures = bench.metrics.render().decode()
+    assert 'edge_app_parts_total{verdict="OK"} 1.0' in figures
+    assert "edge_app_frames_total 8.0" in figures  # the frame of the swap is one
+    assert "edge_app_frames_skipped_total 0.0" in figures
 
 
 def test_pictures_are_drawn_only_for_who_watches(nut_bundle, still_frames):

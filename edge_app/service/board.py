@@ -102,8 +102,7 @@ class Board:
         self._turned_s = now_s = time.monotonic()
         with self._lock:
             self._heat, self._dropped, self._skipped = heat, frame.dropped, skipped
-            for result in results:
-                self._note(result, now_s)
+            self._note(results, now_s)
             if not results and self._mode == "triggered" and frame.frame_bgr is not None:
                 self._wait()
             self._paces = (
@@ -111,7 +110,16 @@ class Board:
                 self._rates[1].at(frame.index, now_s),
             )
 
-    def _note(self, result: Result, now_s: float) -> None:
+    def note(self, results: list[Result]) -> None:
+        """Results that no frame of their own has given."""
+        with self._lock:
+            self._note(results, time.monotonic())
+
+    def _note(self, results: list[Result], now_s: float) -> None:
+        for result in results:
+            self._note_one(result, now_s)
+
+    def _note_one(self, result: Result, now_s: float) -> None:
         decision = result.decision
         closed = decision.closed is not None
         if closed:

@@ -143,11 +143,8 @@ class Loop:
             self.see(frame)
             self._feed()
         self._notifier.stopping()
-        now = read_now()
-        results = self.station.finish()
-        last = Frame(-1, "", None)
-        self._hand_out(last, results, [*self._chronicle.see(last, results, now)])
-        self._hand_out(last, [], self._chronicle.finish(now))
+        self._end_part(Frame(-1, "", None))
+        self._hand_out([], self._chronicle.finish(read_now()))
 
     def see(self, frame: Frame) -> None:
         """One frame."""
@@ -160,25 +157,24 @@ class Loop:
         self.last_frame = frame if frame.frame_bgr is not None else None
         watch = self.station.watch
         heat = None if watch is None else watch.heat
-        self._hand_out(frame, results, self._chronicle.see(frame, results, read_now()))
+        self._hand_out(results, self._chronicle.see(frame, results, read_now()))
         if heat is not None and heat.state != self._heat_state:
             before, self._heat_state = self._heat_state, heat.state
             if before is not None:
                 told = heat.degraded[0] if heat.degraded else f"heat: {heat.state}"
                 self.note("heat", told, data={"from": before, "to": heat.state})
-        self._tell(frame, results, work_s)
-        self._show(frame, results, heat is not None and heat.state in TOO_HOT)
-
-    def _tell(self, frame: Frame, results: list[Result], work_s: float) -> None:
-        """For those who look: the figures and the board."""
-        heat = None if self.station.watch is None else self.station.watch.heat
         if self._metrics is not None:
             self._metrics.see(frame, results, heat, work_s)
         self._board.saw(frame, results, heat, self.station.skipped)
+        self._show(frame, results, heat is not None and heat.state in TOO_HOT)
 
-    def _hand_out(
-        self, frame: Frame, results: list[Result], kept: Sequence[Event | Counts]
-    ) -> None:
+    def _end_part(self, frame: Frame) -> list[Result]:
+        """The verdict on the part that is still open, for all but those who look."""
+        results = self.station.finish()
+        self._hand_out(results, self._chronicle.see(frame, results, read_now()))
+        return results
+
+    def _hand_out(self, results: list[Result], kept: Sequence[Event | Counts]) -> None:
         for result in results:
             plain = bare(result)
             for output in self._outputs:
@@ -227,10 +223,10 @@ class Loop:
             if time.monotonic() < latest_s:
                 return
             # It gets its verdict as it is; what is still seen of it is a part to the other bundle.
-            unseen = replace(frame, frame_bgr=None)
-            results = self.station.finish()
-            self._hand_out(unseen, results, self._chronicle.see(unseen, results, read_now()))
-            self._tell(unseen, results, 0.0)
+            results = self._end_part(replace(frame, frame_bgr=None))
+            if self._metrics is not None:
+                self._metrics.count(results)
+            self._board.note(results)
         inspector.follow(before)
         self.station.inspector = inspector
         self._chronicle.mode = inspector.mode
