@@ -75,6 +75,9 @@ class Counted(Method):
     def fit(self, part, seed, state, progress=True):
         assert len(part.good) == 12 and state.is_dir()
         assert [p.name for p in part.reference] == ["other"]  # never the set itself
+        # What another method has read is neither held for it nor given to this one.
+        assert not any("frame_bgr" in vars(view) or view._aligned for view in part.good)
+        part.pictures((48, 48))
         self.fits.append(seed)
         return CountedFit(seed)
 
@@ -175,6 +178,8 @@ def test_results_of_other_pictures_are_refused(parts, tmp_path, counted, capsys)
     [
         (["--methods", "magic"], "--methods magic: wanted some of brightness"),
         (["--budget", "0"], "nothing was done before"),
+        (["--weights", "gone.h5"], "--weights gone.h5: no such file"),
+        (["--reference-data", "gone"], "--reference-data gone: no such folder"),
     ],
 )
 def test_bad_input_is_one_sentence(parts, tmp_path, counted, capsys, more, says):

@@ -224,6 +224,11 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise InputError(f"--methods {unknown[0]}: wanted some of {', '.join(METHODS)}")
     refuse_unwritable(args.out / "table.csv")
+    if args.weights != "imagenet" and not Path(args.weights).is_file():
+        raise InputError(f"--weights {args.weights}: no such file, wanted one or 'imagenet'")
+    for path in args.reference_data:
+        if not path.exists():
+            raise InputError(f"--reference-data {printable(path)}: no such folder")
     if args.other_weights is None:
         without = [name for name in args.methods if METHODS[name].needs_other_weights]
         args.methods = [name for name in args.methods if name not in without]
@@ -248,6 +253,11 @@ def run(args: argparse.Namespace) -> int:
             except EdgeAppError as error:
                 # One method that cannot be fitted does not take the others' table away.
                 failed.append(f"{one.part.name}, {one.method.name}: {error}")
+            finally:
+                # Each method reads and aligns for itself: its time is its own, and no picture of a
+                # large set is held for the next.
+                for view in one.part.good:
+                    view.forget()
     outcomes = kept(args.out)
     if not outcomes:
         raise InputError(
@@ -265,6 +275,7 @@ def planned(args: argparse.Namespace) -> Iterator[Run]:
     """All runs, the first seed of everything before the second, so that a table is there early."""
     from tools.methods.registry import METHODS
 
+    digest = _weights_digest(args.weights)
     parts = []
     for data_dir in args.data:
         inspection_set = read_inspection_set(data_dir)
@@ -272,23 +283,22 @@ def planned(args: argparse.Namespace) -> Iterator[Run]:
             part = _part(args, inspection_set, data_dir, alignment)
             if alignment == "auto" and part.alignment.recipe == "none" and "none" in args.align:
                 continue  # it would be the same once more
-            parts.append((part, inspection_set))
-    digest = _weights_digest(args.weights)
+            settings = {
+                "data": _set_digest(inspection_set),
+                "weights": digest,
+                "alignment": part.alignment.recipe,
+                "reference": sorted(printable(path.name) for path in part.reference),
+                "leave_out": list(part.leave_out),
+            }
+            parts.append((part, inspection_set, settings))
     for number, seed_ in enumerate(args.seeds):
-        for part, inspection_set in parts:
+        for part, inspection_set, settings in parts:
             for name in args.methods:
                 method = METHODS[name]()
                 if number and not method.chance:
                     continue
                 recipe = part.alignment.recipe
                 folder = args.out / part.name / recipe / name / f"seed_{seed_}"
-                settings = {
-                    "data": _set_digest(inspection_set),
-                    "weights": digest,
-                    "alignment": recipe,
-                    "reference": sorted(printable(path.name) for path in part.reference),
-                    "leave_out": list(part.leave_out),
-                }
                 yield Run(part, recipe, inspection_set, method, seed_, folder, settings)
 
 
@@ -384,14 +394,14 @@ def carry_out(one: Run) -> Outcome:
     state = one.folder / "fitted"
     state.mkdir(exist_ok=True)
     clock = one.folder / "fit_s"
-    before_s = float(clock.read_text()) if clock.is_file() else 0.0
+    fit_s = float(clock.read_text()) if clock.is_file() else 0.0
     started_s = time.monotonic()
     try:
         fitted = one.method.fit(one.part, one.seed, state)
     finally:
         # Stopped in between, the next go adds to it.
-        clock.write_text(str(before_s + time.monotonic() - started_s))
-    fit_s = float(clock.read_text())
+        fit_s += time.monotonic() - started_s
+        clock.write_text(str(fit_s))
     outcome = judge(one, fitted, fit_s)
     text = json.dumps(asdict(outcome), indent=1, allow_nan=False) + "\n"
     temporary = one.folder / f".{RESULT}"

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from edge_app.arguments import refuse_unwritable
+from edge_app.arguments import refuse_unwritable, whole_from_0
 from edge_app.bundle import activate, load_bundle
 from edge_app.errors import InputError
 
@@ -37,7 +37,8 @@ WARM_UP_SHARE = 0.2
 # the warm-up.
 COMPARED_SHARE = 0.2
 SAMPLE_S = 2.0
-# The limits of the issue's: memory flat, tail of the loop, store.
+LEAST_SAMPLES = 10
+# The limits: memory flat, tail of the loop, store.
 MOST_GROWTH, MOST_TAIL = 0.05, 3.0
 # Small, so that retention is at work during the run.
 KEEP_MB = 20
@@ -62,10 +63,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="as of the service: the nut's is part",
     )
     parser.add_argument(
-        "--fps", type=float, default=1000.0, help="pictures a second, as far as it gets them"
+        "--fps", type=_fps, default=1000.0, help="pictures a second, as far as it gets them"
     )
     parser.add_argument(
-        "--viewers", type=int, default=1, metavar="N", help="who watch the live picture"
+        "--viewers", type=whole_from_0, default=1, metavar="N", help="who watch the live picture"
     )
     parser.add_argument("--json", metavar="FILE", help="write every sample and the outcome here")
 
@@ -75,8 +76,20 @@ def _minutes(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0.2 <= value <= 100_000:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted minutes from 0.2 to 100000")
+    # The first sample comes late: the service tells its times once a second.
+    least = (LEAST_SAMPLES + 2) * SAMPLE_S / 60
+    if not least <= value <= 100_000:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted minutes from {least:g} to 100000")
+    return value
+
+
+def _fps(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1000:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted pictures a second up to 1000")
     return value
 
 
@@ -181,8 +194,8 @@ def judge(samples: Sequence[Sample], minutes: float) -> Outcome:
         If there are too few samples.
     """
     count = len(samples)
-    if count < 10:
-        raise InputError(f"soak: only {count} samples, wanted at least 10: soak longer")
+    if count < LEAST_SAMPLES:
+        raise InputError(f"only {count} samples, wanted at least {LEAST_SAMPLES}: soak longer")
     first = int(count * WARM_UP_SHARE)
     some = max(int(count * COMPARED_SHARE), 1)
     before, after, steady = samples[first : first + some], samples[-some:], samples[first:]
@@ -275,7 +288,7 @@ def _page(child: subprocess.Popen, log: Path) -> str:
             if "the page is at " in line:
                 return line.rpartition(" ")[2]
         time.sleep(0.1)
-    raise InputError(f"soak: the service did not start: {_last(log)}")
+    raise InputError(f"the service did not start: {_last(log)}")
 
 
 def _watch(url: str) -> None:
@@ -306,7 +319,7 @@ def _sample(
         while (at_s := time.monotonic() - started_s) < length_s:
             time.sleep(min(SAMPLE_S, length_s - at_s))
             if child.poll() is not None:
-                raise InputError(f"soak: the service ended by itself: {_last(log)}")
+                raise InputError(f"the service ended by itself: {_last(log)}")
             lines = told.read().splitlines()
             if not lines:
                 continue

@@ -68,6 +68,11 @@ class View:
             anomaly.astype(np.float32), self._at(size).matrix, self.frame_bgr.shape, size
         )
 
+    def forget(self) -> None:
+        """Hold nothing of the picture any more; it is read again when it is asked for."""
+        self.__dict__.pop("frame_bgr", None)
+        self._aligned.clear()
+
     def _at(self, size: Size) -> Aligned:
         if size not in self._aligned:
             self._aligned[size] = self.aligners.view(self.frame_bgr, size)
