@@ -16,7 +16,7 @@ from typing import Any
 from edge_app.clock import iso_8601
 from edge_app.records import Event, Verdict
 
-MARKS = ("false alarm", "true defect")
+FALSE_ALARM, TRUE_DEFECT = MARKS = ("false alarm", "true defect")
 
 # Each brings the tables from the version that is its place to the next; never changed afterwards.
 MIGRATIONS = (

@@ -1,4 +1,4 @@
-"""How many a second, of what a counter counts."""
+"""How many a second, of what a counter counts; and what stages take on average."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections import deque
 
 # Over so many seconds it is counted.
 RATE_S = 2.0
+# Of a stage's time, the share of the newest in its average.
+NEWEST_SHARE = 0.1
 
 
 class Rate:
@@ -33,3 +35,9 @@ class Rate:
             seen.popleft()
         took_s = now_s - seen[0][0]
         return (count - seen[0][1]) / took_s if took_s > 0 else 0.0
+
+
+def averaged(average_ms: dict[str, float], stage: str, ms: float) -> None:
+    """Take a stage's newest time, milliseconds, into its moving average, in place."""
+    before = average_ms.get(stage, ms)
+    average_ms[stage] = before + NEWEST_SHARE * (ms - before)

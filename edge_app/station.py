@@ -128,7 +128,7 @@ class Station:
         if seen and heat is not None and heat.state == "paused":
             pause = f"heat: paused at {heat.temperature_c:.0f} °C"
             frame = replace(frame, frame_bgr=None, problem=pause)
-        heatmaps = heat is None or heat.state not in ("hot", "paused")
+        heatmaps = heat is None or not heat.too_hot_to_draw
         started = time.perf_counter()
         results += inspector.inspect(frame, degraded, heatmaps)
         if turn in ("last", "only"):

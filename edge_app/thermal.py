@@ -402,6 +402,11 @@ class Heat:
     interval_s: float
     degraded: tuple[str, ...]
 
+    @property
+    def too_hot_to_draw(self) -> bool:
+        """Whether no heatmap is drawn."""
+        return self.state in ("hot", "paused")
+
 
 class ThermalWatch:
     """

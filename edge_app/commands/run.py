@@ -135,8 +135,7 @@ def _serve(
         )
 
     inspector = build(bundle, config)
-    score, verdict = self_test(inspector)
-    _log.info("self-test of %s: score %.4g, %s", bundle.path.name, score, verdict)
+    self_test(inspector)
     watch, gate, gpio = conditions_for(config, source, inspector.mode)
     station = Station(inspector, watch, gate, gpio)
 

@@ -26,7 +26,7 @@ from edge_app.inspector import Inspector, SeeingInspector, Seen
 from edge_app.live.journal import Journal
 from edge_app.live.scene import Scene
 from edge_app.quality import measure
-from edge_app.rate import Rate
+from edge_app.rate import Rate, averaged
 from edge_app.records import Frame, Result, Verdict
 from edge_app.slot import Slot
 from edge_app.sources import Source
@@ -38,16 +38,12 @@ from edge_app.thermal import Heat, ThermalWatch
 MOST_COMMANDS = 64
 # Scores that the strip shows at most: as many as a wide screen has room for.
 HISTORY = 400
-# Stage times are averaged with this share of the newest.
-NEWEST_SHARE = 0.1
 # Files are played at this pace, seconds a frame: a film as filmed, pictures so that one sees them.
 FILM_S, PICTURES_S = 1 / 15, 1.0
 # A burst takes a frame at most so often, seconds, so that it shows the part more than once.
 BURST_EVERY_S = 0.1
 # Frames that were found EMPTY are kept for learning another region: so many, so far apart, seconds.
 MOST_EMPTIES, EMPTIES_EVERY_S = 5, 1.0
-# Heat at which no heatmap is drawn.
-TOO_HOT = ("hot", "paused")
 
 
 class LiveInspector(SeeingInspector):
@@ -386,12 +382,8 @@ class Worker:
             self._history.append((result.decision.score, result.decision.verdict))
             self._inspected += 1
             for stage, ms in result.latency_ms.items():
-                self._average(stage, ms)
+                averaged(self._stages_ms, stage, ms)
         return fresh
-
-    def _average(self, stage: str, ms: float) -> None:
-        before = self._stages_ms.get(stage, ms)
-        self._stages_ms[stage] = before + NEWEST_SHARE * (ms - before)
 
     def _map(self, inspector: LiveInspector, seen: Seen, heat: Heat | None) -> np.ndarray | None:
         wanted = self._map_mode == "always" or (
@@ -399,11 +391,11 @@ class Worker:
         )
         if not wanted or not inspector.heatmap_kinds:
             return None
-        if heat is not None and heat.state in TOO_HOT:
+        if heat is not None and heat.too_hot_to_draw:
             return None
         started = time.perf_counter()
         map_01 = inspector.heatmap(seen, self._kind(inspector))
-        self._average("heatmap", (time.perf_counter() - started) * 1e3)
+        averaged(self._stages_ms, "heatmap", (time.perf_counter() - started) * 1e3)
         return map_01
 
     def _kind(self, inspector: LiveInspector) -> str:

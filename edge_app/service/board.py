@@ -15,14 +15,12 @@ import numpy as np
 from edge_app.bundle import Bundle
 from edge_app.clock import iso_8601
 from edge_app.errors import InputError
-from edge_app.rate import Rate
+from edge_app.rate import Rate, averaged
 from edge_app.records import Frame, Result, Verdict
 from edge_app.thermal import Heat
 
 # Points of the score history: as many as a wide screen has room for.
 HISTORY = 300
-# Of a stage's time, the share of the newest in its average.
-NEWEST_SHARE = 0.1
 
 
 class Board:
@@ -33,8 +31,6 @@ class Board:
     ----------
     name : str
         The station's.
-    by_part : bool
-        Whether the score history is one of parts; else of frames.
     triggers : bool
         Whether a part can be announced from the page.
 
@@ -56,7 +52,7 @@ class Board:
         Gives the number of the newest event; may read the disk.
     """
 
-    def __init__(self, name: str, by_part: bool = False, triggers: bool = False) -> None:
+    def __init__(self, name: str, triggers: bool = False) -> None:
         self.name, self.triggers = name, triggers
         self.scoring = True
         self.hold: str | None = None
@@ -65,7 +61,6 @@ class Board:
         self.outputs: Callable[[], list[dict[str, Any]]] = list
         self.storage: Callable[[], dict[str, Any] | None] = lambda: None
         self.last_event: Callable[[], int] = lambda: 0
-        self._by_part = by_part
         self._lock = threading.Lock()
         self._watchers = 0
         self._picture: tuple[int, np.ndarray, str] | None = None
@@ -94,7 +89,6 @@ class Board:
         """From now on by this bundle; scores of another one are no history of it."""
         with self._lock:
             self._bundle, self._mode = bundle, mode
-            self._by_part = mode in ("part", "triggered")
             self._history.clear()
 
     def saw(self, frame: Frame, results: list[Result], heat: Heat | None, skipped: int) -> None:
@@ -129,9 +123,10 @@ class Board:
             if decision.score is not None:
                 self._inspected += 1
             for stage, ms in result.latency_ms.items():
-                before = self._stages_ms.get(stage, ms)
-                self._stages_ms[stage] = before + NEWEST_SHARE * (ms - before)
-        if closed is self._by_part and decision.verdict is not Verdict.EMPTY:
+                averaged(self._stages_ms, stage, ms)
+        # The history is of parts where there are parts, else of frames.
+        by_part = self._mode in ("part", "triggered")
+        if closed is by_part and decision.verdict is not Verdict.EMPTY:
             self._points += 1
             self._history.append(
                 (self._points, decision.score_smoothed, str(decision.verdict), result.threshold)
@@ -173,11 +168,6 @@ class Board:
     def picture(self) -> tuple[int, np.ndarray, str] | None:
         """Number, picture (uint8, shape (height, width, 3), BGR) and verdict of the newest."""
         return self._picture
-
-    @property
-    def bundle(self) -> Bundle | None:
-        """The one that judges."""
-        return self._bundle
 
     def silent_s(self) -> float:
         """Seconds since the loop last turned; it does so at least once a second unless it hangs."""

@@ -196,8 +196,7 @@ class Caretaker:
     def _prepare(self, bundle: Bundle, config: Config) -> None:
         """Build and try an inspector; the loop takes it when no part is in view."""
         inspector = self._build(bundle, config)
-        score, verdict = self_test(inspector)
-        _log.info("self-test of %s: score %.4g, %s", bundle.path.name, score, verdict)
+        self_test(inspector)
 
         mode = self._loop.station.inspector.mode
 

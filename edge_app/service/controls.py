@@ -27,6 +27,7 @@ from edge_app.bundle import MANIFEST, Bundle, activate, load_bundle
 from edge_app.config import Config
 from edge_app.dial import Dial
 from edge_app.errors import BundleError, InputError
+from edge_app.event_rows import FALSE_ALARM, TRUE_DEFECT
 from edge_app.inspector import Inspector, build_encoder
 from edge_app.knowledge import (
     Knowledge,
@@ -46,8 +47,6 @@ from edge_app.store import EventStore
 
 # A new bundle judges after the part in view, and the self-test of it, seconds.
 TAKEN_S = 20.0
-# What the event store calls what a person said.
-FALSE_ALARM, TRUE_DEFECT = "false alarm", "true defect"
 # How the record of a bundle begins that was written here.
 BY_PAGE = "edge-app run "
 

@@ -32,8 +32,6 @@ STATUS_S = 1.0
 PATIENCE_S = 10.0
 # Events with pictures that may wait for the disk: each is held in memory, some megabytes.
 MOST_PICTURES = 16
-# Heat at which no heatmap is drawn.
-TOO_HOT = ("hot", "paused")
 
 _log = logging.getLogger(__name__)
 
@@ -166,7 +164,7 @@ class Loop:
         if self._metrics is not None:
             self._metrics.see(frame, results, heat, work_s)
         self._board.saw(frame, results, heat, self.station.skipped)
-        self._show(frame, results, heat is not None and heat.state in TOO_HOT)
+        self._show(frame, results, heat is not None and heat.too_hot_to_draw)
 
     def _end_part(self, frame: Frame) -> list[Result]:
         """The verdict on the part that is still open, for all but those who look."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from edge_app.align import Aligned
@@ -11,6 +13,8 @@ from edge_app.errors import BundleError
 from edge_app.inspector import Inspector
 from edge_app.learnt_pictures import unpack
 from edge_app.records import Finding, Frame, Verdict
+
+_log = logging.getLogger(__name__)
 
 
 def self_test(inspector: Inspector) -> tuple[float, Verdict]:
@@ -47,6 +51,7 @@ def self_test(inspector: Inspector) -> tuple[float, Verdict]:
             f"{bundle.path}: its self-test gives {decision.reason or decision.verdict}, "
             "wanted a score"
         )
+    _log.info("self-test of %s: score %.4g, %s", bundle.path.name, seen.score, decision.verdict)
     return seen.score, decision.verdict
 
 

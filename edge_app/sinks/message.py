@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from edge_app.clock import iso_8601
+from edge_app.event_rows import plain
 from edge_app.records import Event, Result
 from edge_app.sinks.jsonl import as_line
 
@@ -18,8 +18,8 @@ def as_message(item: Result | Event, station: str) -> bytes:
     A number that is not finite is null: JSON has none, and many readers refuse what has.
     """
     fields = as_line(item) if isinstance(item, Result) else _event(item)
-    message = _finite({"station": station, **fields})
-    return json.dumps(message, ensure_ascii=False, allow_nan=False, default=str).encode()
+    message = plain({"station": station, **fields})
+    return json.dumps(message, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _event(event: Event) -> dict[str, Any]:
@@ -39,13 +39,3 @@ def _event(event: Event) -> dict[str, Any]:
         "frames": event.frames,
         "data": event.data,
     }
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value

@@ -17,6 +17,7 @@ import cv2
 from aiohttp import web
 
 from edge_app.errors import EdgeAppError
+from edge_app.event_rows import TRUE_DEFECT
 from edge_app.records import EVENT_KINDS
 from edge_app.web.aside import Aside
 from edge_app.web.contract import Board, Controls, Metrics, Row, Store
@@ -301,7 +302,7 @@ class Api:
 
     def _take_mark_back(self, id: int) -> str:
         row = self._store.get(id)
-        if row is None or row.mark != "true defect":
+        if row is None or row.mark != TRUE_DEFECT:
             raise EdgeAppError(f"Event {id} is not marked as a true defect.")
         self._store.set_mark(id, None)
         return f"Event {id} is not marked any more."

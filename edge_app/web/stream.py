@@ -20,6 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from edge_app.event_rows import plain
 from edge_app.web.aside import Aside
 from edge_app.web.contract import Board
 
@@ -47,15 +48,7 @@ def as_json(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except ValueError:
-        return json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return json.dumps(plain(value), ensure_ascii=False, separators=(",", ":"))
 
 
 def encode(picture_bgr: np.ndarray, most_width: int, quality: int = JPEG_QUALITY) -> bytes:
