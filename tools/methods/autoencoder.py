@@ -131,12 +131,7 @@ class _Autoencoder(Method):
         """
         side = input_side(part.good[0].frame_bgr.shape, self.training)
         pictures = sized(part.pictures((side, side)))
-        settings = {
-            "method": self.name,
-            "seed": seed,
-            "pictures_sha256": finished.pictures_sha256(pictures),
-            "training": asdict(self.training),
-        }
+        settings = finished.settings_of(self.name, seed, pictures, asdict(self.training))
         folder = finished.find(state, settings)
         if folder is not None:
             return Redrawing(folder)

@@ -73,12 +73,7 @@ class Dadgt(Method):
         """
         size = SIZE_PX, SIZE_PX
         pictures = sized(part.pictures(size))
-        settings = {
-            "method": self.name,
-            "seed": seed,
-            "pictures_sha256": finished.pictures_sha256(pictures),
-            "training": asdict(self.training),
-        }
+        settings = finished.settings_of(self.name, seed, pictures, asdict(self.training))
         folder = finished.find(state, settings)
         if folder is not None:
             return Rotations(folder)

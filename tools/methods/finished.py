@@ -92,6 +92,18 @@ def settings_sha256(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def settings_of(
+    method: str, seed: int, pictures: np.ndarray, training: dict[str, Any]
+) -> dict[str, Any]:
+    """All that what is trained on some pictures alone depends on, for `find` and `keeping`."""
+    return {
+        "method": method,
+        "seed": seed,
+        "pictures_sha256": pictures_sha256(pictures),
+        "training": training,
+    }
+
+
 def notes_of(trained: Trained, fit_s: float) -> dict[str, Any]:
     """
     What is remembered of a training.
