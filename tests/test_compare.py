@@ -226,7 +226,8 @@ def test_whether_our_default_earns_its_place(lines, says):
 
 
 def test_lines_are_sorted_by_their_mean(parts, tmp_path, counted):
-    from tools.compare import done, planned
+    from tools.compare import planned
+    from tools.compare_run import done
 
     assert compare(parts, tmp_path / "out", "--seeds", "0", "1") == 0
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_app.heatmap import overlay
 from edge_app.sources.folder import printable, read_picture
-from tools.compare import PICTURES, SHOWN_SIDE, Outcome, shown_defects
+from tools.compare_run import PICTURES, SHOWN_SIDE, Outcome, shown_defects
 from tools.inspection_set import read_inspection_set, read_mask
 from tools.methods.registry import METHODS
 from tools.report_gallery import outlined
