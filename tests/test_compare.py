@@ -141,6 +141,23 @@ def test_what_is_done_is_read_and_the_budget_leaves_the_rest(parts, tmp_path, co
     assert counted.fits == [0, 1, 2]
 
 
+def test_two_at_a_time_come_to_the_same(parts, tmp_path, capsys):
+    # The file is there, and is no weights file: what fails in another process is the same sentence.
+    (tmp_path / "w.weights.h5").write_bytes(b"no weights")
+    methods = ("mahalanobis", "brightness", "mean-image")
+    results = []
+    for out, jobs in (("one", 1), ("two", 2)):
+        more = ("--weights", tmp_path / "w.weights.h5", "--jobs", jobs)
+        assert compare(parts, tmp_path / out, *more, methods=methods) == 0
+        said = capsys.readouterr().out
+        assert "not compared: plates, mahalanobis: " in said and "w.weights.h5" in said
+        for name in methods[1:]:
+            kept = tmp_path / out / f"plates/none/{name}/seed_0/result.json"
+            results.append(json.loads(kept.read_text()))
+    for alone, beside in zip(results[:2], results[2:], strict=True):
+        assert beside["scores"] == alone["scores"] and beside["image_auroc"] == alone["image_auroc"]
+
+
 def test_one_method_that_fails_does_not_take_the_table_away(
     parts, tmp_path, counted, monkeypatch, capsys
 ):

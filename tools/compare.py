@@ -12,12 +12,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+
+import cv2
 
 from edge_app.align import Alignment
-from edge_app.arguments import refuse_unwritable, seed
+from edge_app.arguments import refuse_unwritable, seed, whole_from_1
 from edge_app.enrol import ALIGN_PICTURES, choose_alignment
 from edge_app.errors import EdgeAppError, InputError
 from edge_app.records import Frame
@@ -29,6 +38,7 @@ from tools.inspection_set import (
     refuse_one_sided,
 )
 from tools.methods import Aligners, Part, View
+from tools.report_html import count
 
 ALIGNMENTS = ("auto", "none")
 
@@ -97,6 +107,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="MINUTES",
         help="begin no further run after so long; the same command goes on later (default: none)",
     )
+    add(
+        "--jobs",
+        type=whole_from_1,
+        default=1,
+        metavar="N",
+        help="runs at a time, each on its share of the cores; the milliseconds are then taken "
+        "beside other work (default: 1)",
+    )
     add("--out", type=Path, required=True, metavar="FOLDER", help="results, table and page")
 
 
@@ -136,37 +154,140 @@ def run(args: argparse.Namespace) -> int:
         refuse_one_sided(read_inspection_set(data_dir))
         warn(data_dir)
     runs = list(planned(args))
-    began_s, left = time.monotonic(), []
-    failed: list[str] = []
-    with tqdm(runs, unit="run", desc="comparing", delay=2, leave=False) as bar:
-        for one in bar:
-            bar.set_postfix_str(f"{one.part.name}, {one.method.name}, seed {one.seed}")
-            if done(one) is not None:
-                continue
-            if args.budget is not None and time.monotonic() - began_s >= args.budget * 60:
-                left.append(one)
-                continue
-            try:
-                carry_out(one)
-            except EdgeAppError as error:
-                # One method that cannot be fitted does not take the others' table away.
-                failed.append(f"{one.part.name}, {one.method.name}: {error}")
-            finally:
-                # Each method reads and aligns for itself: its time is its own, and no picture of a
-                # large set is held for the next.
-                for view in one.part.good:
-                    view.forget()
+    waiting = [one for one in runs if done(one) is None]
+    budget_s = math.inf if args.budget is None else args.budget * 60
+    with tqdm(
+        total=len(runs),
+        initial=len(runs) - len(waiting),
+        unit="run",
+        desc="comparing",
+        delay=2,
+        leave=False,
+    ) as bar:
+        failed = carry_out_all(waiting, args.jobs, budget_s, bar)
     outcomes = kept(args.out)
     if not outcomes:
         raise InputError(
             failed[0] if failed else "--budget: nothing was done before, and no time for anything"
         )
     write_all(args.out, outcomes, args.typed)
+    took_s = sum(outcome.fit_s + outcome.judge_s for outcome in outcomes)
+    print(f"{count(len(outcomes), 'run')}, {took_s / 3600:.1f} hours of one process together")
     for sentence in failed:
         print(f"not compared: {sentence}")
-    if left:
-        print(f"{len(left)} of {len(runs)} runs are left: the same command goes on with them")
+    if waiting:
+        print(f"{len(waiting)} of {len(runs)} runs are left: the same command goes on with them")
     return 0
+
+
+def carry_out_all(waiting: list[Run], jobs: int, budget_s: float, bar: Any) -> list[str]:
+    """
+    Carry out runs, some at a time, until the time is over.
+
+    Parameters
+    ----------
+    waiting : list of Run
+        What is begun is taken out of it.
+    jobs : int
+        How many at a time: 1 in this process, more in so many others, each with its share of the
+        cores.
+    budget_s : float
+        Seconds after which nothing further is begun.
+    bar : tqdm
+        Moved on by each run.
+
+    Returns
+    -------
+    list of str
+        A sentence for each run that could not be carried out: one method that cannot be fitted does
+        not take the others' table away.
+
+    Raises
+    ------
+    EdgeAppError
+        If one of the processes ended by itself.
+    """
+    over_s = time.monotonic() + budget_s
+    began: dict[Future[str | None], Run] = {}
+    failed = []
+    with ExitStack() as stack:
+        if jobs == 1:
+            begin = _begin_here
+        else:
+            begin = stack.enter_context(_processes(jobs)).submit
+        while waiting or began:
+            while waiting and len(began) < jobs and time.monotonic() < over_s:
+                one = waiting.pop(0)
+                bar.set_postfix_str(f"{one.part.name}, {one.method.name}, seed {one.seed}")
+                began[begin(_sentence_of, one)] = one
+            if not began:
+                break
+            for future in wait(began, return_when=FIRST_COMPLETED).done:
+                one = began.pop(future)
+                try:
+                    sentence = future.result()
+                except BrokenProcessPool:
+                    raise EdgeAppError(
+                        f"a process of --jobs {jobs} ended by itself, for want of memory perhaps: "
+                        "the same command goes on, with fewer jobs where it was memory"
+                    ) from None
+                if sentence is not None:
+                    failed.append(sentence)
+                bar.update()
+    return failed
+
+
+def _sentence_of(one: Run) -> str | None:
+    """Carry out a run; why it could not be, or None."""
+    try:
+        carry_out(one)
+    except EdgeAppError as error:
+        return f"{one.part.name}, {one.method.name}: {error}"
+    finally:
+        # Each method reads and aligns for itself: its time is its own, and no picture of a large
+        # set is held for the next.
+        for view in one.part.good:
+            view.forget()
+    return None
+
+
+def _begin_here(call: Callable[[Run], str | None], one: Run) -> Future[str | None]:
+    """As of an executor, but over when it returns."""
+    future: Future[str | None] = Future()
+    future.set_result(call(one))
+    return future
+
+
+@contextmanager
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """
+    Processes that share the cores among them and draw no bars into each other's.
+
+    They are spawned, as TensorFlow does not survive a fork, and read their threads from the
+    environment when they import it.
+    """
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
+    shared = {name: os.environ.get(name, threads) for name in names} | {"TQDM_DISABLE": "1"}
+    before = {name: os.environ.get(name) for name in shared}
+    os.environ.update(shared)
+    try:
+        with ProcessPoolExecutor(
+            jobs, multiprocessing.get_context("spawn"), _start_process, (int(threads),)
+        ) as pool:
+            yield pool
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _start_process(threads: int) -> None:
+    # Control-C ends it at once, without a traceback beside the command's own.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    cv2.setNumThreads(threads)
 
 
 def planned(args: argparse.Namespace) -> Iterator[Run]:

@@ -86,6 +86,8 @@ class Outcome:
     bundle_stray : float or None
         Largest difference of its scores to the method's own, relative.
     notes : dict
+    judge_s : float
+        Seconds that scores, maps and the bundle's proof took; 0 if it was not kept yet.
     """
 
     data: str
@@ -105,6 +107,7 @@ class Outcome:
     bundle: str | None
     bundle_stray: float | None
     notes: dict[str, Any] = field(default_factory=dict)
+    judge_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,7 @@ def judge(one: Run, fitted: Fitted, fit_s: float) -> Outcome:
     """A fitted method on the test split; also draws the maps that the page shows."""
     from tools.metrics import image_auroc
 
+    started_s = time.monotonic()
     aligners = one.part.good[0].aligners
     test = one.inspection_set.test
     scores: dict[str, list[float]] = {name: [] for name in one.method.score_names}
@@ -225,6 +229,7 @@ def judge(one: Run, fitted: Fitted, fit_s: float) -> Outcome:
         bundle,
         stray,
         fitted.notes,
+        time.monotonic() - started_s,
     )
 
 
