@@ -219,7 +219,7 @@ def carry_out_all(waiting: list[Run], jobs: int, budget_s: float, bar: Any) -> l
             while waiting and len(began) < jobs and time.monotonic() < over_s:
                 one = waiting.pop(0)
                 bar.set_postfix_str(f"{one.part.name}, {one.method.name}, seed {one.seed}")
-                began[begin(_sentence_of, one)] = one
+                began[begin(_sentence_of, one, jobs == 1)] = one
             if not began:
                 break
             for future in wait(began, return_when=FIRST_COMPLETED).done:
@@ -237,10 +237,10 @@ def carry_out_all(waiting: list[Run], jobs: int, budget_s: float, bar: Any) -> l
     return failed
 
 
-def _sentence_of(one: Run) -> str | None:
+def _sentence_of(one: Run, progress: bool) -> str | None:
     """Carry out a run; why it could not be, or None."""
     try:
-        carry_out(one)
+        carry_out(one, progress)
     except EdgeAppError as error:
         return f"{one.part.name}, {one.method.name}: {error}"
     finally:
@@ -251,10 +251,12 @@ def _sentence_of(one: Run) -> str | None:
     return None
 
 
-def _begin_here(call: Callable[[Run], str | None], one: Run) -> Future[str | None]:
+def _begin_here(
+    call: Callable[[Run, bool], str | None], one: Run, progress: bool
+) -> Future[str | None]:
     """As of an executor, but over when it returns."""
     future: Future[str | None] = Future()
-    future.set_result(call(one))
+    future.set_result(call(one, progress))
     return future
 
 

@@ -172,8 +172,8 @@ def kept(folder: Path) -> list[Outcome]:
     return [read_outcome(path) for path in paths]
 
 
-def carry_out(one: Run) -> Outcome:
-    """Fit, judge, and keep what came of it."""
+def carry_out(one: Run, progress: bool = True) -> Outcome:
+    """Fit, judge, and keep what came of it; `progress`: whether fitting draws bars on stderr."""
     one.folder.mkdir(parents=True, exist_ok=True)
     state = one.folder / "fitted"
     state.mkdir(exist_ok=True)
@@ -181,7 +181,7 @@ def carry_out(one: Run) -> Outcome:
     fit_s = float(clock.read_text()) if clock.is_file() else 0.0
     started_s = time.monotonic()
     try:
-        fitted = one.method.fit(one.part, one.seed, state)
+        fitted = one.method.fit(one.part, one.seed, state, progress)
     finally:
         # Stopped in between, the next go adds to it.
         fit_s += time.monotonic() - started_s
