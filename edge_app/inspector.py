@@ -42,6 +42,8 @@ from edge_app.scorer import NeighbourScorer, build_scorer
 HEATMAPS = ("patch", "decoder")
 # A background darker than this, grey levels, tells nothing of the light.
 LEAST_LEVEL = 8.0
+# Why a part is UNKNOWN during which another inspector took over: neither saw all of it.
+CUT_OFF = "bundle: it or the settings changed while the part was in view"
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,8 @@ class Inspector:
         self._heatmaps = heatmaps and bool(self.heatmap_kinds)
         self._heatmap = heatmap if heatmap != "auto" else next(iter(self.heatmap_kinds), None)
         self._evidence: Seen | None = None
+        # The part that is open has had its verdict; what is still seen of it gives no other.
+        self._cut_off = False
         self._last_frame: Frame | None = None
         self._degraded: tuple[str, ...] = ()
         self._drawing = True
@@ -247,9 +251,8 @@ class Inspector:
         started = time.perf_counter()
         decision, self._state = decide(finding, frame.index, self._state, self._rules)
         latency_ms["decide"] = (time.perf_counter() - started) * 1e3
-        results = []
+        results = self._closed(decision.closed)
         if decision.closed is not None:
-            results.append(self._part_result(decision.closed))
             # The part has its own result; this frame's speaks of the frame.
             decision = replace(decision, closed=None)
         if self._rules.mode in ("part", "triggered"):
@@ -287,7 +290,7 @@ class Inspector:
         finding, _, _ = self._place(frame, {})
         finding = finding or Finding(None, reason=why)
         decision, self._state = decide(finding, frame.index, self._state, self._rules)
-        return [] if decision.closed is None else [self._part_result(decision.closed)]
+        return self._closed(decision.closed)
 
     def open_part(self, frame: Frame, reason: str | None = None) -> None:
         """From this frame on, which is inspected next, a trigger has announced a part."""
@@ -302,28 +305,56 @@ class Inspector:
     @property
     def part_open(self) -> bool:
         """Whether a part is in view, or announced, that has no verdict yet."""
-        return self._state.open_part is not None
+        return self._state.open_part is not None and not self._cut_off
+
+    def cut_off(self) -> list[Result]:
+        """
+        The verdict on a part during which another inspector takes over: UNKNOWN, whatever was seen.
+
+        It is the part's only one. Its other frames, here or with the inspector that follows, are
+        UNKNOWN too and give none.
+        """
+        if not self.part_open:
+            return []
+        closed, _ = finish(self._state, self._rules)
+        self._cut_off = True
+        cut = replace(closed, verdict=Verdict.UNKNOWN, score=None, reason=CUT_OFF)
+        return [self._part_result(cut)]
 
     def follow(self, before: Inspector) -> None:
         """
         Go on where another left off: number the next part, and know the pictures just seen.
 
         A frozen camera is found by them, whichever bundle judges. Scores of another bundle are no
-        history of this one's.
+        history of this one's. A part that was cut off is still open here, until it has gone.
         """
         self._state = replace(self._state, next_part=before._state.next_part)
         self._memory = before._memory
+        part = before._state.open_part
+        # In a mode without parts nothing would ever end it.
+        if part is not None and before._cut_off and before.mode == self.mode:
+            self._state = replace(self._state, open_part=part)
+            self._cut_off = True
 
     def finish(self) -> list[Result]:
         """The verdict on the part that is still open: in view at the end, or announced."""
         closed, self._state = finish(self._state, self._rules)
-        return [] if closed is None else [self._part_result(closed)]
+        return self._closed(closed)
+
+    def _closed(self, closed: PartVerdict | None) -> list[Result]:
+        """The result of a part that has ended, unless it has had its verdict."""
+        if closed is None:
+            return []
+        cut_off, self._cut_off = self._cut_off, False
+        return [] if cut_off else [self._part_result(closed)]
 
     def _find(self, frame: Frame, latency_ms: dict[str, float]) -> tuple[Finding, Seen | None]:
         """Place, encode and score; each stage's time goes into `latency_ms`."""
         finding, aligned, offset = self._place(frame, latency_ms)
         if finding is not None:
             return finding, None
+        if self._cut_off:
+            return Finding(None, reason=CUT_OFF), None
         seen = self.look(frame, aligned, latency_ms, offset)
         return Finding(seen.score), seen
 

@@ -38,7 +38,7 @@ class Station:
     Parameters
     ----------
     inspector : Inspector
-        May be replaced between two frames, as `inspector`.
+        May be replaced between two frames: `replace_inspector`.
     watch : ThermalWatch, optional
         Sets the pace; without it every frame is taken.
     gate : Gate, optional
@@ -162,6 +162,20 @@ class Station:
         ended = result.decision.closed is not None
         return replace(result, announced_s=announced.pop(part) if ended else announced[part])
 
+    def replace_inspector(self, inspector: Inspector) -> list[Result]:
+        """
+        Go on with another inspector, which numbers the parts on.
+
+        Returns
+        -------
+        list of Result
+            Of the part that is open, which this cuts off: UNKNOWN, and the only one it gets.
+        """
+        results = [self._dated(result, Frame(-1, "", None)) for result in self.inspector.cut_off()]
+        inspector.follow(self.inspector)
+        self.inspector = inspector
+        return results
+
     def finish(self) -> list[Result]:
         """The verdict on the part that is still open when the frames end."""
         none = Frame(-1, "", None)
@@ -238,7 +252,7 @@ def build_station(
 
     Raises
     ------
-    BundleError, InputError
+    BundleError, ConfigError, InputError
         If the bundle cannot inspect, there is no input pin where one is wanted, or nothing that
         could trigger.
     """
@@ -271,8 +285,8 @@ def conditions_for(
 
     Raises
     ------
-    InputError
-        If there is no input pin where one is wanted.
+    ConfigError, InputError
+        If there is no input pin where one is wanted, or it cannot be had now.
     """
     watch = ThermalWatch(config.thermal) if source.live and config.thermal.enabled else None
     gate = Gate(config.trigger) if mode == "triggered" else None

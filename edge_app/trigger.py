@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from edge_app.config import TriggerConfig
-from edge_app.errors import InputError
+from edge_app.errors import ConfigError, InputError
 
 Turn = Literal["idle", "first", "more", "last", "only"]
 
@@ -152,8 +152,11 @@ class GpioInput:
 
     Raises
     ------
+    ConfigError
+        Where there are no pins, or not this one, or a library is missing: another try gives no
+        other answer.
     InputError
-        Where there are no pins, or not this one.
+        Where the pin cannot be had now: somebody else holds it, or the device is closed to us.
     """
 
     def __init__(
@@ -165,8 +168,9 @@ class GpioInput:
     ) -> None:
         try:
             from gpiozero import DigitalInputDevice
+            from gpiozero.exc import PinError
         except ImportError:
-            raise InputError(
+            raise ConfigError(
                 f"trigger: GPIO {settings.gpio_pin} needs gpiozero: "
                 "sudo apt install python3-gpiozero python3-lgpio"
             ) from None
@@ -179,9 +183,11 @@ class GpioInput:
                     pull_up=settings.gpio_edge == "falling",
                     pin_factory=pin_factory,
                 )
-        # gpiozero lets its pin libraries' own errors through; lgpio's is a plain Exception.
+        # gpiozero lets its pin libraries' own errors through; lgpio's is a plain Exception. An
+        # ImportError is a library that is not there, or none that finds pins on this machine.
         except Exception as error:
-            raise InputError(
+            lasting = isinstance(error, (ImportError, PinError))
+            raise (ConfigError if lasting else InputError)(
                 f"trigger: GPIO {settings.gpio_pin} cannot be read: {error} (wanted a free pin of "
                 "a Raspberry Pi, python3-lgpio installed, and you in group gpio)"
             ) from error

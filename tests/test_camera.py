@@ -21,7 +21,7 @@ from test_sources import LIMIT_S, SETTINGS
 from edge_app.backoff import Backoff
 from edge_app.errors import CameraError
 from edge_app.sources import open_source
-from edge_app.sources.camera import CameraSource
+from edge_app.sources.camera import Absence, CameraSource
 from edge_app.sources.picamera import PicameraDevice
 from edge_app.sources.webcam import WebcamDevice
 
@@ -234,18 +234,55 @@ def test_waiting_for_the_next_try_ends_with_close(device):
     assert not source._reader.is_alive()
 
 
-def test_a_picture_resets_the_wait_and_an_open_alone_does_not(device, caplog):
-    caplog.set_level(logging.INFO, "edge_app.sources.camera")
+def test_a_picture_resets_the_wait_and_an_open_alone_does_not(device):
     settings = replace(CALM, retry_first_s=0.01, retry_most_s=0.04)
-    with contextlib.closing(CameraSource(device, settings)):
+    waits, source = [], CameraSource(device, settings)
+
+    class Counted(Backoff):
+        def wait_s(self):
+            waits.append(super().wait_s())
+            return waits[-1]
+
+    source._backoff = Counted(0.01, 0.04)
+    with contextlib.closing(source):
         for _ in range(4):
             device.fail()
             assert device.opened.acquire(timeout=LIMIT_S)
         device.deliver(1)
         device.fail()
         assert device.opened.acquire(timeout=LIMIT_S)
-    tries = [record.args[2] for record in caplog.records if "next try" in record.msg]
-    assert tries == [0.01, 0.02, 0.04, 0.04, 0.01]
+    assert waits == [0.01, 0.02, 0.04, 0.04, 0.01]
+
+
+def test_the_journal_is_told_of_a_loss_once_and_of_the_return(device, caplog):
+    """A camera that is away for a weekend is tried thousands of times."""
+    caplog.set_level(logging.INFO, "edge_app.sources.camera")
+    settings = replace(CALM, retry_first_s=0.001, retry_most_s=0.001)
+    with contextlib.closing(CameraSource(device, settings)):
+        for _ in range(5):
+            device.fail()
+            assert device.opened.acquire(timeout=LIMIT_S)
+        device.deliver(1)
+        device.deliver(2)
+    lost, back = [record.getMessage() for record in caplog.records]
+    assert lost == "commanded: lost (unplugged); it is tried again"
+    assert back.startswith("commanded: back again, after ") and back.endswith(" s and 5 tries")
+
+
+def test_the_journal_is_told_of_a_lost_camera_once_an_hour():
+    absence, said = Absence(), []
+    assert absence.back(0.0) is None  # it was there from the start
+    for at_s in range(0, 9001, 30):  # two hours and a half
+        said.append(absence.lost("unplugged" if at_s < 5000 else "no such device", float(at_s)))
+    assert [line for line in said if line] == [
+        "lost (unplugged); it is tried again",
+        "still lost (unplugged), after 3600.0 s and 120 tries",
+        "still lost (no such device), after 7200.0 s and 240 tries",
+    ]
+    assert absence.back(9010.0) == "back again, after 9010.0 s and 301 tries"
+    assert absence.back(9011.0) is None
+    assert absence.lost("unplugged", 9100.0) == "lost (unplugged); it is tried again"
+    assert absence.back(9100.5) == "back again, after 0.5 s and 1 try"
 
 
 # Real time

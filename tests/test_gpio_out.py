@@ -412,6 +412,45 @@ def test_a_loop_that_hangs_is_not_green(pins, monkeypatch):
     assert lit(pins) == set()
 
 
+def test_a_pin_that_fails_while_the_loop_is_silent_is_said_once(pins, monkeypatch, caplog):
+    from gpiozero import DigitalOutputDevice
+
+    monkeypatch.setattr(gpio, "LISTEN_S", 0.001)
+    other = DigitalOutputDevice(GREEN, pin_factory=pins)
+    silent, tries, changed = [0.0], [0], threading.Condition()
+    sink = LampSink(DEFAULT, pins, silent_s=lambda: silent[0])
+    emit = sink.emit
+
+    def told(items):
+        try:
+            emit(items)
+        finally:
+            with changed:
+                tries[0] += 1
+                changed.notify_all()
+
+    def after(more):
+        with changed:
+            wanted = tries[0] + more
+            assert changed.wait_for(lambda: tries[0] >= wanted, LIMIT_S)
+
+    def lines():
+        return [record.getMessage() for record in caplog.records]
+
+    sink.emit = told
+    silent[0] = gpio.SILENT_S + 0.1
+    after(5)  # tried again with each look
+    (line,) = lines()
+    assert line.startswith(f"lamps: GPIO {GREEN} cannot be driven") and "tried again" in line
+    other.close()
+    with changed:
+        assert changed.wait_for(lambda: lit(pins) == {"yellow"}, LIMIT_S)
+    silent[0] = 0.0
+    after(1)
+    assert lines()[1:] == ["lamps: work again"]
+    sink.close()
+
+
 def test_only_what_changes_the_lamp_waits_for_it(pins):
     sink = LampSink(DEFAULT, pins)
     results = [frame_of(verdict) for verdict in (UNKNOWN, UNKNOWN, OK, OK, NG, OK)]

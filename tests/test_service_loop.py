@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import cv2
 import pytest
 
+from edge_app.bundle import load_bundle
 from edge_app.chronicle import Chronicle
 from edge_app.config import DEFAULT_FILE, load_config
 from edge_app.errors import BundleError, InputError
 from edge_app.event_reader import EventReader
 from edge_app.event_rows import Row
-from edge_app.inspector import SeeingInspector
+from edge_app.inspector import CUT_OFF, SeeingInspector
 from edge_app.metrics import Metrics
 from edge_app.records import Event, Frame, Result, Verdict
 from edge_app.service import loop as loop_module
@@ -23,6 +26,7 @@ from edge_app.service.caretaker import Caretaker
 from edge_app.service.controls import Controls
 from edge_app.service.loop import MOST_PICTURES, Loop
 from edge_app.service.self_test import self_test
+from edge_app.sinks.gpio import lamp
 from edge_app.station import Station
 from edge_app.thermal import ThermalWatch
 from edge_app.trigger import Gate
@@ -170,13 +174,85 @@ def test_a_part_left_lying_does_not_keep_a_swap_out_for_ever(nut_bundle, still_f
             bench.loop.use(bench.inspector(), lambda: taken.append(bench.loop.last_frame.index))
         bench.loop.see(frame)
     assert taken == [3]
-    (part,) = bench.parts  # what was seen of it had its verdict
+    (part,) = bench.parts  # said at once: who waits for its end may wait for ever
     assert part.decision.part == 0 and part.decision.closed.usable == 4
-    assert bench.board.snapshot()["last_part"]["verdict"] == "OK"
+    assert bench.board.snapshot()["last_part"]["verdict"] == "UNKNOWN"
     figures = bench.metrics.render().decode()
-    assert 'edge_app_parts_total{verdict="OK"} 1.0' in figures
+    assert 'edge_app_parts_total{verdict="UNKNOWN"} 1.0' in figures
     assert "edge_app_frames_total 8.0" in figures  # the frame of the swap is one
     assert "edge_app_frames_skipped_total 0.0" in figures
+
+
+@pytest.mark.parametrize("kind", ["good", "bad"])
+def test_a_part_cut_off_by_a_swap_has_one_verdict_unknown(
+    nut_bundle, still_frames, monkeypatch, kind
+):
+    """Half of it was seen by neither bundle: OK would be a guess, and twice is one too many."""
+    monkeypatch.setattr(loop_module, "PATIENCE_S", 0.0)
+    bench, taken = Bench(nut_bundle), []
+    empty, part, good = still_frames["empty"], still_frames[kind], still_frames["good"]
+    views = [*empty[:2], *part[:12], *empty[2:5], *good[:4], *empty[:3]]
+    lamps, shown = [], Verdict.UNKNOWN
+    for frame in live(views):
+        if frame.index in (6, 9):  # the second finds nothing to wait for any more
+            bench.loop.use(bench.inspector(), lambda: taken.append(bench.loop.last_frame.index))
+            monkeypatch.setattr(loop_module, "PATIENCE_S", 60.0)
+        before = len(bench.output.items)
+        bench.loop.see(frame)
+        for result in bench.output.items[before:]:
+            if isinstance(result, Result):
+                shown = lamp(shown, result)
+        lamps.append(shown)
+    assert taken == [5, 8]
+    cut, after = bench.parts
+    assert (cut.decision.part, after.decision.part) == (0, 1)
+    assert cut.decision.verdict is Verdict.UNKNOWN and cut.decision.score_smoothed is None
+    assert cut.decision.reason == CUT_OFF and cut.decision.closed.usable == 4
+    assert after.decision.verdict is Verdict.OK and after.decision.closed.usable == 4
+    rest = [
+        r for r in bench.output.items if isinstance(r, Result) and r.frame.index in range(6, 14)
+    ]
+    assert {(r.decision.part, r.decision.verdict, r.decision.reason) for r in rest} == {
+        (0, Verdict.UNKNOWN, CUT_OFF)
+    }
+    # Yellow from the swap on, until the next part has its verdict.
+    assert set(lamps[6:20]) == {Verdict.UNKNOWN} and lamps[-1] is Verdict.OK
+    (event,) = bench.store.of("unknown")
+    assert event.part == 0 and event.frame_bgr is not None and not bench.store.of("ng")
+
+
+def test_an_announced_part_cut_off_by_a_swap_has_one_verdict_too(
+    nut_bundle, still_frames, monkeypatch
+):
+    monkeypatch.setattr(loop_module, "PATIENCE_S", 0.0)
+    bench = Bench(nut_bundle, "triggered")
+    trigger = replace(bench.config.trigger, frames=6, debounce_s=0.0, delay_s=0.0)
+    bench.loop.station.gate = gate = Gate(trigger)
+    for frame in live(still_frames["good"][:20]):
+        if frame.index in (1, 9):
+            gate.fire(frame.captured_s)
+        if frame.index == 4:
+            bench.loop.use(bench.inspector(), lambda: None)
+        bench.loop.see(frame)
+    cut, after = bench.parts
+    assert cut.decision.reason == CUT_OFF and cut.announced_s == 1.0
+    assert cut.decision.closed.usable == 3
+    assert (after.decision.part, after.decision.verdict) == (1, Verdict.OK)
+    assert after.decision.closed.usable == 6
+
+
+def test_the_rest_of_a_part_that_was_cut_off_gives_no_verdict_at_the_end(
+    nut_bundle, still_frames, monkeypatch
+):
+    monkeypatch.setattr(loop_module, "PATIENCE_S", 0.0)
+    bench = Bench(nut_bundle)
+    for frame in live(still_frames["bad"][:8]):
+        if frame.index == 4:
+            bench.loop.use(bench.inspector(), lambda: None)
+        bench.loop.see(frame)
+    bench.loop.run()  # no frames are left
+    (part,) = bench.parts
+    assert part.decision.reason == CUT_OFF
 
 
 def test_pictures_are_drawn_only_for_who_watches(nut_bundle, still_frames):
@@ -428,6 +504,85 @@ def test_an_event_of_another_part_is_not_learnt(nut_bundle, pooled_bundle, tmp_p
     row = replace(row, bundle_sha256=nut_bundle.sha256)
     with pytest.raises(InputError, match="has no picture any more"):
         controls.learn_good(7)
+
+
+class Store:
+    """As much of the event store as the page's hands ask for."""
+
+    def __init__(self, row=None, picture=None, told=()):
+        self.row, self.file, self.told, self.problem = row, picture, told, None
+
+    def get(self, id):
+        return self.row
+
+    def picture(self, id, which):
+        return self.file
+
+    def walk(self, limit=None, kinds=None):
+        if self.problem is not None:
+            raise InputError(self.problem)
+        return (replace(check(n, True), detail=said) for n, said in enumerate(self.told, 1))
+
+    def set_mark(self, id, mark):
+        raise InputError("events.sqlite: cannot be written: No space left on device")
+
+
+class Judge:
+    """A caretaker under whom whatever the link points at judges at once."""
+
+    def __init__(self, bundle, config):
+        self.judging, self.config = bundle, config
+
+    def wait_for(self, sha256, wait_s):
+        return True
+
+
+@pytest.fixture
+def hands(nut_bundle, still_frames, tmp_path):
+    """Controls of a link to a copy of the nut, an NG event, and a disk that keeps no mark."""
+    shutil.copytree(nut_bundle.path, tmp_path / "nut")
+    (tmp_path / "current").symlink_to("nut")
+    bench, picture = Bench(nut_bundle), tmp_path / "event.png"
+    cv2.imwrite(str(picture), still_frames["good"][0])
+    row = replace(check(7, True), verdict=Verdict.NG, bundle_sha256=nut_bundle.sha256)
+    store = Store(row, picture, ["nut-learnt-20260131T120000 judges", "bundle nut-old given up"])
+    service = replace(bench.config.service, most_threshold_rise=100.0)
+    judge = Judge(load_bundle(tmp_path / "nut"), replace(bench.config, service=service))
+    controls = Controls(bench.loop, judge, bench.board, store, tmp_path / "current", 1, None)
+    return SimpleNamespace(controls=controls, bench=bench, store=store, judge=judge, path=tmp_path)
+
+
+def test_a_lesson_whose_mark_cannot_be_kept_has_happened_all_the_same(hands):
+    """The other bundle judges by then: an error would have it learnt again."""
+    first = hands.judge.judging
+    said = hands.controls.learn_good(7)
+    assert said.startswith("event 7 learnt as a good part: nut-learnt-")
+    assert said.endswith("the mark could not be kept: events.sqlite: cannot be written: No space "
+                         "left on device")  # fmt: skip
+    child = load_bundle(hands.path / "current")
+    assert child.manifest["parent_sha256"] == first.sha256
+    (event,) = hands.bench.store.of("learn")
+    assert event.data["to"] == child.sha256
+    # Back again: of which events were marked is read from a disk that cannot be read.
+    hands.judge.judging, hands.store.problem = child, "events.sqlite: cannot be read"
+    said = hands.controls.revert(first.sha256)
+    assert said.startswith("back to nut, ") and said.endswith("kept: events.sqlite: cannot be read")
+    assert load_bundle(hands.path / "current").sha256 == first.sha256
+    with pytest.raises(InputError, match="cannot be written"):
+        hands.controls.mark_defect(7)  # here nothing else has happened
+
+
+def test_no_bundle_has_a_name_that_another_had(hands, caplog):
+    """The clock of a board may live through an hour twice; the event says who judged."""
+    noon_s = datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
+    controls = hands.controls
+    (hands.path / "nut-learnt-20260131T120001").mkdir()
+    (hands.path / "nut-learnt-20260131T120002").symlink_to("nowhere")
+    assert controls._new_folder("nut-learnt", noon_s).name == "nut-learnt-20260131T120003"
+    assert controls._new_folder("nut-threshold", noon_s).name == "nut-threshold-20260131T120000"
+    hands.store.problem = "events.sqlite: cannot be read"
+    assert controls._new_folder("nut-learnt", noon_s).name == "nut-learnt-20260131T120000"
+    assert "names of earlier bundles cannot be read" in caplog.text
 
 
 def test_a_lost_camera_has_no_last_picture(nut_bundle, still_frames):

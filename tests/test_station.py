@@ -135,8 +135,7 @@ def test_another_inspector_goes_on_with_the_numbers_of_parts(nut_bundle, config,
             assert station.inspector.part_open is (0 < index < 5)
             parts += [r for r in station.take(seen(view, index, index)) if r.event == "part"]
         successor = build_station(nut_bundle, config, Camera(), mode="part").inspector
-        successor.follow(station.inspector)
-        station.inspector = successor
+        assert station.replace_inspector(successor) == []
     assert [part.decision.part for part in parts] == [0, 1]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from edge_app import trigger
 from edge_app.config import load_config
-from edge_app.errors import InputError
+from edge_app.errors import ConfigError, InputError
 from edge_app.trigger import Gate, GpioInput
 
 DEFAULT = load_config().trigger
@@ -207,21 +207,60 @@ def test_a_closed_pin_fires_no_more_and_is_free(pins):
     GpioInput(DEFAULT, gate, pin_factory=pins).close()
 
 
-def test_a_pin_in_use_is_refused(pins):
+def test_a_pin_in_use_is_refused_and_may_be_tried_again(pins):
+    """Whoever holds it may let go: systemd starts the service again."""
     source = GpioInput(DEFAULT, gate_of(), pin_factory=pins)
-    with pytest.raises(InputError, match=f"GPIO {DEFAULT.gpio_pin} cannot be read"):
+    with pytest.raises(InputError, match=f"GPIO {DEFAULT.gpio_pin} cannot be read") as caught:
         GpioInput(DEFAULT, gate_of(), pin_factory=pins)
+    assert caught.value.exit_code == 2
     source.close()
+
+
+class Held:
+    """A pin library whose pins another program holds; lgpio's error is a plain Exception."""
+
+    def reserve_pins(self, *args):
+        raise Exception("'GPIO busy'")
+
+    def release_pins(self, *args):
+        pass
+
+
+def test_a_pin_that_another_program_holds_may_be_tried_again(pins):
+    with pytest.raises(InputError, match="GPIO busy") as caught:
+        GpioInput(DEFAULT, gate_of(), pin_factory=Held())
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"gpio_pin": 99}, {"gpio_pin": 2, "gpio_edge": "rising"}],  # GPIO 2 is pulled up for good
+    ids=["no such pin", "a pull that it has not"],
+)
+def test_a_wrong_pin_is_a_wrong_configuration(pins, wrong):
+    """No restart mends it."""
+    with pytest.raises(ConfigError, match=f"GPIO {wrong['gpio_pin']} cannot be read") as caught:
+        GpioInput(replace(DEFAULT, **wrong), gate_of(), pin_factory=pins)
+    assert caught.value.exit_code == 78
 
 
 def test_a_machine_without_pins_is_told_so(pins, monkeypatch):
     """Which libraries gpiozero tries is its own setting; here one that does not exist."""
     monkeypatch.setenv("GPIOZERO_PIN_FACTORY", "none_such")
-    with pytest.raises(InputError, match="GPIO 17 cannot be read"):
+    with pytest.raises(ConfigError, match="GPIO 17 cannot be read"):
+        GpioInput(replace(DEFAULT, gpio_pin=17), gate_of())
+
+
+def test_a_library_that_is_missing_is_a_wrong_configuration(pins, monkeypatch):
+    """The unit keeps gpiozero to lgpio, which apt installs beside it."""
+    monkeypatch.setenv("GPIOZERO_PIN_FACTORY", "lgpio")
+    monkeypatch.setitem(sys.modules, "lgpio", None)
+    monkeypatch.delitem(sys.modules, "gpiozero.pins.lgpio", raising=False)
+    with pytest.raises(ConfigError, match="GPIO 17 cannot be read"):
         GpioInput(replace(DEFAULT, gpio_pin=17), gate_of())
 
 
 def test_without_gpiozero_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gpiozero", None)  # as Python marks a module that is not there
-    with pytest.raises(InputError, match="sudo apt install python3-gpiozero"):
+    with pytest.raises(ConfigError, match="sudo apt install python3-gpiozero"):
         GpioInput(DEFAULT, gate_of())

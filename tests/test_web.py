@@ -35,6 +35,8 @@ from edge_app.records import Verdict
 from edge_app.web import WebServer
 from edge_app.web.aside import Aside, Busy
 from edge_app.web.auth import (
+    MOST_ENDED,
+    SESSION_S,
     Attempts,
     Sessions,
     is_loopback,
@@ -153,6 +155,30 @@ def test_a_cookie_that_was_changed_is_none():
         assert not sessions.valid(cookie[:place] + other + cookie[place + 1 :], 1000.0)
     for value in ("", ".", "..", "1.2.3", "x", "\udcff.\udcff", "9" * 5000, "é.é.é"):
         assert not sessions.valid(value, 1000.0)
+
+
+def test_a_session_that_was_logged_out_is_none():
+    sessions = Sessions(TOKEN, "line-3")
+    first, second = sessions.issue(1000.0), sessions.issue(1000.0)
+    sessions.end(first, 1000.0)
+    sessions.end("9999999999.aa.bb", 1000.0)  # nobody's: not remembered
+    assert not sessions.valid(first, 1000.0) and sessions.valid(second, 1000.0)
+    assert len(sessions._ended) == 1
+    sessions.end(second, 1000.0 + 29 * DAY_S)
+    later = sessions.issue(1000.0 + 31 * DAY_S)
+    sessions.end(later, 1000.0 + 31 * DAY_S)
+    assert list(sessions._ended) == [later]  # the others have expired
+
+
+def test_of_too_many_that_were_logged_out_none_comes_back():
+    sessions = Sessions(TOKEN, "line-3")
+    out = [sessions.issue(float(n)) for n in range(MOST_ENDED + 2)]
+    stays = sessions.issue(float(MOST_ENDED + 2))
+    for value in out:
+        sessions.end(value, MOST_ENDED + 2.0)
+    assert len(sessions._ended) == MOST_ENDED
+    assert not any(sessions.valid(value, MOST_ENDED + 2.0) for value in out)
+    assert sessions.valid(stays, MOST_ENDED + 2.0)
 
 
 def test_wrong_tokens_are_counted_by_address_and_in_all():
@@ -818,6 +844,9 @@ LOCKED = ["/api/state", "/api/live", "/stream.mjpg", "/picture.jpg", "/api/event
           "/favicon.ico"]  # fmt: skip
 
 
+STREAMS = ["/stream.mjpg", "/api/live"]
+
+
 @pytest.mark.parametrize("path", LOCKED)
 def test_without_the_token_nothing_is_told(stranger, path):
     status, headers, body = stranger.get(path)
@@ -861,6 +890,43 @@ def test_a_wrong_token_gets_nowhere_and_the_right_one_a_cookie(stranger):
     assert status == 200 and "Max-Age=0" in headers["Set-Cookie"]
 
 
+def ends(connection, response) -> bool:
+    """Whether a stream ends, however much was on its way."""
+    connection.sock.settimeout(5)
+    with contextlib.closing(connection):
+        try:
+            # A stream that goes on tells something at least once a second.
+            return any(response.readline() == b"" for _ in range(40))
+        except TimeoutError:
+            return False
+
+
+def test_what_goes_on_ends_when_its_session_is_logged_out(stranger, locked):
+    mine, other = (locked._sessions.issue(time.time()) for _ in range(2))
+    name = locked._sessions.cookie
+    open_ones = [stranger.open("GET", path, Cookie=f"{name}={mine}") for path in STREAMS]
+    others = [stranger.open("GET", path, Cookie=f"{name}={other}") for path in STREAMS]
+    script = stranger.open("GET", "/api/live", Authorization=f"Bearer {TOKEN}")
+    assert [response.status for _, response in (*open_ones, *others, script)] == [200] * 5
+    assert stranger.act("/logout", Cookie=f"{name}={mine}")[0] == 200
+    assert [ends(*each) for each in open_ones] == [True, True]
+    # A copy of the cookie is worth nothing now; the other sessions go on.
+    assert stranger.get("/api/state", Cookie=f"{name}={mine}")[0] == 401
+    assert stranger.get("/api/state", Cookie=f"{name}={other}")[0] == 200
+    told(others[1][1])
+    assert told(script[1]) and told(others[1][1])
+    for connection, _ in (*others, script):
+        connection.close()
+
+
+def test_what_goes_on_ends_when_its_session_expires(stranger, locked):
+    soon = locked._sessions.issue(time.time() - SESSION_S + 3)
+    cookie = f"{locked._sessions.cookie}={soon}"
+    open_ones = [stranger.open("GET", path, Cookie=cookie) for path in STREAMS]
+    assert [response.status for _, response in open_ones] == [200] * 2
+    assert [ends(*each) for each in open_ones] == [True, True]
+
+
 def test_a_cookie_stays_on_tls_behind_a_proxy_that_speaks_it(stranger):
     _, headers, _ = stranger.act("/login", {"token": TOKEN}, X_Forwarded_Proto="https")
     assert "Secure" in headers["Set-Cookie"]
@@ -885,14 +951,34 @@ def test_a_script_sends_the_token_itself(stranger, station):
 
 def test_guessing_is_slowed_down(stranger, caplog):
     with caplog.at_level(logging.WARNING, "edge_app.web"):
-        answers = [stranger.act("/login", {"token": f"{n:020}"})[0] for n in range(7)]
-    assert answers == [401] * 5 + [429] * 2
-    # Also the right one has to wait, and so has a script: else the limit would tell them apart.
-    status, headers, _ = stranger.act("/login", {"token": TOKEN})
-    assert status == 429 and 0 < int(headers["Retry-After"]) <= 61
-    assert stranger.get("/metrics", Authorization=f"Bearer {TOKEN}")[0] == 429
+        answers = [stranger.act("/login", {"token": f"{n:020}"}) for n in range(7)]
+    assert [status for status, _, _ in answers] == [401] * 5 + [429] * 2
+    assert 0 < int(answers[-1][1]["Retry-After"]) <= 61
+    assert stranger.get("/metrics", Authorization="Bearer " + "x" * 20)[0] == 429
     assert caplog.text.count("wrong token") <= 1
     assert TOKEN not in caplog.text
+
+
+def test_who_knows_the_token_is_let_in_while_others_guess(stranger, locked):
+    """Behind a proxy all come from one address: a guesser must not lock the others out."""
+    for n in range(60):  # more than are answered, from one address and from all
+        assert stranger.act("/login", {"token": f"{n:020}"})[0] in (401, 429)
+    status, headers, _ = stranger.act("/login", {"token": TOKEN})
+    assert status == 200 and "Set-Cookie" in headers
+    assert stranger.get("/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
+    for n in range(45):
+        locked._attempts.wrong(f"10.0.0.{n}", time.monotonic())
+    assert stranger.act("/login", {"token": TOKEN})[0] == 200
+    assert stranger.act("/login", {"token": "x" * 20})[0] == 429
+
+
+def test_a_header_is_no_address(stranger):
+    """Whoever guesses writes into it what they like."""
+    answers = [
+        stranger.act("/login", {"token": f"{n:020}"}, X_Forwarded_For=f"10.0.0.{n}")[0]
+        for n in range(7)
+    ]
+    assert answers == [401] * 5 + [429] * 2
 
 
 def test_who_is_in_stays_in_while_others_guess(stranger):

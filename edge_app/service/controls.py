@@ -10,6 +10,7 @@ back.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import threading
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from edge_app.knowledge import (
     Knowledge,
     Teacher,
     forgotten,
-    free_folder,
     known_from,
     with_threshold,
     write,
@@ -49,6 +49,8 @@ from edge_app.store import EventStore
 TAKEN_S = 20.0
 # How the record of a bundle begins that was written here.
 BY_PAGE = "edge-app run "
+# Kinds of event that name bundles.
+NAMING = ("learn", "revert", "threshold", "bundle", "storage", "config", "verify")
 
 _log = logging.getLogger(__name__)
 
@@ -118,8 +120,8 @@ class Controls:
                 f"threshold {_threshold(bundle):.4g} -> {_threshold(child):.4g}{said}"
             )
             self._told("learn", detail, bundle, child, event=event_id)
-            self._store.set_mark(event_id, FALSE_ALARM)
-            return self._in_force(child, detail)
+            unmarked = self._kept(lambda: self._store.set_mark(event_id, FALSE_ALARM))
+            return self._in_force(child, detail + unmarked)
 
     def mark_defect(self, event_id: int) -> str:
         """Note that an event was a true defect; nothing is learnt from it."""
@@ -152,8 +154,8 @@ class Controls:
             activate(folder)
             detail = f"back to {folder.name}, before by {bundle.path.name}"
             self._told("revert", detail, bundle, wanted)
-            self._unlearn(wanted)
-            return self._in_force(wanted, detail)
+            unmarked = self._kept(lambda: self._unlearn(wanted))
+            return self._in_force(wanted, detail + unmarked)
 
     def bundles(self) -> list[dict[str, Any]]:
         """Those that can judge, the newest first: sha256, name, made, what, in_use, threshold."""
@@ -314,6 +316,19 @@ class Controls:
             raise InputError(f"event {event_id} has no picture any more")
         return Frame(0, path.name, picture)
 
+    def _kept(self, mark: Callable[[], None]) -> str:
+        """
+        Mark events, and what to add where that fails.
+
+        The other bundle judges by then: an error would say that it does not.
+        """
+        try:
+            mark()
+        except InputError as error:
+            _log.warning("marks of events could not be changed: %s", error)
+            return f"; that is done, but the mark could not be kept: {error}"
+        return ""
+
     def _unlearn(self, judging: Bundle) -> None:
         """Take the mark from false alarms that what judges now has not learnt."""
         parents = {m["manifest_sha256"]: m["parent_sha256"] for _, m in self._all()}
@@ -352,13 +367,39 @@ class Controls:
         return first
 
     def _write(self, knowledge: Knowledge, parent: Bundle, what: str, typed: list[str]) -> Bundle:
-        # Named after the first of its line: nut, nut-learnt, nut-learnt-2.
-        name = re.sub(r"-(learnt|threshold)(-\d+)?$", "", parent.path.name)
-        folder = free_folder(self._path.parent / f"{name}-{what}")
+        # Named after the first of its line: nut, nut-learnt-20260131T120000.
+        line = re.sub(r"-(learnt|threshold)(-[0-9T]+)?$", "", parent.path.name)
+        folder = self._new_folder(f"{line}-{what}", time.time())
         child = write(knowledge, folder, parent.manifest["part"], parent.sha256, typed)
         activate(child.path)
         self._drop_old(child)
         return child
+
+    def _new_folder(self, name: str, now_s: float) -> Path:
+        """
+        A folder named by the time, in UTC, as none was before, nor any that an event tells of.
+
+        An event of a bundle that was given up would seem to be of the new one. A board without a
+        clock battery may live through an hour twice.
+        """
+        told = self._told_of(name)
+        while True:
+            stamp = datetime.fromtimestamp(now_s, UTC).strftime("%Y%m%dT%H%M%S")
+            folder = self._path.parent / f"{name}-{stamp}"
+            if folder.name not in told and not os.path.lexists(folder):
+                return folder
+            now_s += 1
+
+    def _told_of(self, name: str) -> set[str]:
+        """Names of bundles that begin so, of all that events tell of."""
+        found: set[str] = set()
+        try:
+            for row in self._store.walk(None, NAMING):
+                found.update(re.findall(rf"{re.escape(name)}-[0-9T]+", row.detail))
+        except InputError as error:
+            # The time alone is hardly ever the same twice.
+            _log.warning("names of earlier bundles cannot be read: %s", error)
+        return found
 
     def _drop_old(self, judging: Bundle) -> None:
         """

@@ -115,7 +115,11 @@ class Loop:
     # Commands: in the loop's thread
 
     def use(self, inspector: SeeingInspector, then: Callable[[], None]) -> None:
-        """Judge by this one as soon as no part is in view; `then` is called when it does."""
+        """
+        Judge by this one as soon as no part is in view; `then` is called when it does.
+
+        A part in view for longer than `PATIENCE_S` is cut off by it, and UNKNOWN.
+        """
         self._next = inspector, then, time.monotonic() + PATIENCE_S
 
     def stop_scoring(self, on_since: str | None) -> None:
@@ -141,7 +145,7 @@ class Loop:
             self.see(frame)
             self._feed()
         self._notifier.stopping()
-        self._end_part(Frame(-1, "", None))
+        self._conclude(Frame(-1, "", None), self.station.finish())
         self._hand_out([], self._chronicle.finish(read_now()))
 
     def see(self, frame: Frame) -> None:
@@ -166,11 +170,9 @@ class Loop:
         self._board.saw(frame, results, heat, self.station.skipped)
         self._show(frame, results, heat is not None and heat.too_hot_to_draw)
 
-    def _end_part(self, frame: Frame) -> list[Result]:
-        """The verdict on the part that is still open, for all but those who look."""
-        results = self.station.finish()
+    def _conclude(self, frame: Frame, results: list[Result]) -> None:
+        """The verdict on a part that ends here, for all but those who look."""
         self._hand_out(results, self._chronicle.see(frame, results, read_now()))
-        return results
 
     def _hand_out(self, results: list[Result], kept: Sequence[Event | Counts]) -> None:
         for result in results:
@@ -216,17 +218,14 @@ class Loop:
         if self._next is None:
             return
         inspector, then, latest_s = self._next
-        before = self.station.inspector
-        if before.part_open:
-            if time.monotonic() < latest_s:
-                return
-            # It gets its verdict as it is; what is still seen of it is a part to the other bundle.
-            results = self._end_part(replace(frame, frame_bgr=None))
+        if self.station.inspector.part_open and time.monotonic() < latest_s:
+            return
+        results = self.station.replace_inspector(inspector)
+        if results:
+            self._conclude(replace(frame, frame_bgr=None), results)
             if self._metrics is not None:
                 self._metrics.count(results)
             self._board.note(results)
-        inspector.follow(before)
-        self.station.inspector = inspector
         self._chronicle.mode = inspector.mode
         self._next = None
         self._board.judged_by(inspector.bundle, inspector.mode)

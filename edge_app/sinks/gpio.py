@@ -266,13 +266,14 @@ class LampSink:
         self._on = Verdict.UNKNOWN
         self._first = True
         self._silent = False
+        self._warned = False
         # Guards the pins, which the outbox's thread and the one below drive.
         self._lock = threading.Lock()
         self._closing = threading.Event()
         try:
             self.emit(())
         except Exception as error:
-            _log.warning("lamps: %s; it is tried again with the first frame", error)
+            self._warn(error)
         if silent_s is not None:
             threading.Thread(
                 target=self._listen, args=(silent_s,), name="lamps' dead man", daemon=True
@@ -288,7 +289,13 @@ class LampSink:
                 self.emit(())
             except Exception as error:
                 self._silent = not silent  # not shown yet: again with the next look
-                _log.warning("lamps: %s", error)
+                self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        """Where nobody else hears of it: once, until they work again."""
+        if not self._warned:
+            _log.warning("lamps: %s; it is tried again", error)
+        self._warned = True
 
     def wants(self, item: Item) -> bool:
         """What changes the lamp, and the first of all."""
@@ -319,6 +326,9 @@ class LampSink:
                 self._devices.items(), key=lambda pair: pair[0] is wanted
             ):
                 _drive(device, verdict is wanted)
+            if self._warned:
+                self._warned = False
+                _log.warning("lamps: work again")
 
     def close(self) -> None:
         """All off, the pins given back."""

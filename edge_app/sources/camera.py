@@ -29,6 +29,8 @@ REPEAT_S = 1.0
 # By then any camera at 2 frames a second or more has come back from a read that does not hang.
 PATIENCE_S = 0.5
 NOT_OPENED = "not opened yet"
+# While a camera is away the journal is told so each so many seconds, and no oftener.
+TELL_AGAIN_S = 3600.0
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +41,47 @@ class _Picture:
     frame_bgr: np.ndarray
     read_ms: float
     captured_s: float
+
+
+class Absence:
+    """
+    What the journal is told of a camera that is away: not each try, of which there are thousands.
+
+    Attributes
+    ----------
+    tries : int
+        In vain since it was lost.
+    """
+
+    def __init__(self) -> None:
+        self.tries = 0
+        self._since_s: float | None = None
+        self._told_s = 0.0
+
+    def lost(self, why: str, now_s: float) -> str | None:
+        """It was lost at `now_s`, or a try was in vain; what to tell, if anything."""
+        if self._since_s is None:
+            self._since_s = self._told_s = now_s
+            self.tries = 0
+            return f"lost ({why}); it is tried again"
+        self.tries += 1
+        if now_s - self._told_s < TELL_AGAIN_S:
+            return None
+        self._told_s = now_s
+        return f"still lost ({why}), {self._so_far(now_s)}"
+
+    def back(self, now_s: float) -> str | None:
+        """It gives pictures; what to tell, if it was lost before."""
+        if self._since_s is None:
+            return None
+        self.tries += 1  # the one that was not in vain
+        said = f"back again, {self._so_far(now_s)}"
+        self._since_s = None
+        return said
+
+    def _so_far(self, now_s: float) -> str:
+        tries = "1 try" if self.tries == 1 else f"{self.tries} tries"
+        return f"after {now_s - self._since_s:.1f} s and {tries}"
 
 
 class CameraSource:
@@ -88,6 +131,7 @@ class CameraSource:
         self._next_try_s = 0.0
         self._told_s = -math.inf
         self._inside_since_s: float | None = None
+        self._absence = Absence()  # the reader's
         if patient:
             self._lost = True
             self._why = NOT_OPENED
@@ -240,10 +284,9 @@ class CameraSource:
                 self._slot = _Picture(self.delivered, frame_bgr, read_ms, now_s)
                 self.delivered += 1
                 self._waiting_since_s = now_s
-                if self._lost and self._why != NOT_OPENED:
-                    _log.info("%s: back again", self._device.name)
                 self._lost = False
                 self._changed.notify_all()
+            self._tell(self._absence.back(now_s))
             # Not at the open: a camera that opens and gives nothing is still lost.
             self._backoff.reset()
 
@@ -257,7 +300,7 @@ class CameraSource:
             self._inside_since_s = None
 
     def _lose(self, why: str, wait_s: float) -> None:
-        _log.info("%s: lost (%s), next try in %g s", self._device.name, why, wait_s)
+        self._tell(self._absence.lost(why, time.monotonic()))
         with self._changed:
             self._drop_slot()
             if not self._lost or why != self._why:
@@ -266,6 +309,10 @@ class CameraSource:
             self._why = why
             self._next_try_s = time.monotonic() + wait_s
             self._changed.notify_all()
+
+    def _tell(self, said: str | None) -> None:
+        if said is not None:
+            _log.info("%s: %s", self._device.name, said)
 
     def _drop_slot(self) -> None:
         if self._slot is not None:

@@ -65,6 +65,8 @@ class Api:
     feed : Feed
     reading, doing, drawing : Aside
         Where the store is read, where is done what may take long, where pictures are made.
+    admitted : callable
+        Whether who sent a request may still be answered: sessions end.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class Api:
         reading: Aside,
         doing: Aside,
         drawing: Aside,
+        admitted: Callable[[web.Request], bool],
     ) -> None:
+        self._admitted = admitted
         self._board, self._controls, self._store = board, controls, store
         self._metrics, self._pictures, self._feed = metrics, pictures, feed
         self._reading, self._doing, self._drawing = reading, doing, drawing
@@ -124,8 +128,10 @@ class Api:
                 await response.prepare(request)
                 await response.write(f"--{BOUNDARY}\r\n".encode())
                 last = None
-                while not _gone(request):
+                while True:
                     told = await self._pictures.after(last)
+                    if self._over(request):
+                        break
                     if told is not None:
                         last = told.number
                         await response.write(told.data)
@@ -143,8 +149,10 @@ class Api:
                 await response.prepare(request)
                 await response.write(b"retry: 1000\n\n")
                 last = None
-                while not _gone(request):
+                while True:
                     told = await self._feed.after(last)
+                    if self._over(request):
+                        break
                     if told is not None:
                         following = last is not None and told.number == last + 1
                         last = told.number
@@ -152,6 +160,11 @@ class Api:
                 return response
         except Full:
             return refusal(503, f"{self._feed.most} pages are open already, as many as may be.")
+
+    def _over(self, request: web.Request) -> bool:
+        """Whether nobody looks any more, or nobody who may: logged out, or expired."""
+        transport = request.transport
+        return transport is None or transport.is_closing() or not self._admitted(request)
 
     async def _still(self, request: web.Request) -> web.StreamResponse:
         jpeg = await self._pictures.still()
@@ -451,7 +464,3 @@ def _wanted(query: Any) -> tuple[list[str] | None, float | None]:
             raise _bad("since: wanted a time such as 30m, 24h or 7d")
         since_s = time.time() - int(found[1]) * UNITS_S[found[2]]
     return kinds, since_s
-
-
-def _gone(request: web.Request) -> bool:
-    return request.transport is None or request.transport.is_closing()

@@ -178,7 +178,7 @@ class WebServer:
         feed = Feed(self._board, 2 * settings.viewers, reading)
         api = Api(
             self._board, self._controls, self._store, self._metrics,
-            pictures, feed, reading, doing, drawing,
+            pictures, feed, reading, doing, drawing, self._still_admitted,
         )  # fmt: skip
         runner = web.AppRunner(self._build(api), handle_signals=False, access_log=None)
         await runner.setup()
@@ -326,15 +326,13 @@ class WebServer:
         # Asked of what was found to answer, never of the path: there are many ways to write one.
         is_open = resource is not None and resource.canonical in OPEN
         if self._sessions is not None and not is_open:
-            given = headers.get("Authorization", "")
-            if given[:7].lower() == "bearer ":
-                wait = self._wrong_token(request, given[7:].strip())
+            given = _bearer(request)
+            if given is not None:
+                wait = self._wrong_token(request, given)
                 if wait is not None:
                     return wait
                 by_token = True
-            elif not self._sessions.valid(
-                request.cookies.get(self._sessions.cookie, ""), time.time()
-            ):
+            elif not self._in_session(request):
                 return _ask_for_token(request)
         if request.method not in ("GET", "HEAD"):
             # A browser sends no bearer token by itself: who has it needs no further sign.
@@ -344,16 +342,31 @@ class WebServer:
                 return refusal(403, "This came from another page.")
         return await handler(request)
 
+    def _in_session(self, request: web.Request) -> bool:
+        cookie = request.cookies.get(self._sessions.cookie, "")
+        return self._sessions.valid(cookie, time.time())
+
+    def _still_admitted(self, request: web.Request) -> bool:
+        """Whether what goes on and on may: it ends with its session; a script's has none."""
+        if self._sessions is None or _bearer(request) is not None:
+            return True
+        return self._in_session(request)
+
     def _wrong_token(self, request: web.Request, token: str) -> web.Response | None:
-        """The answer to a wrong token, or to one too many; None if it is the right one."""
+        """
+        The answer to a wrong token, or to one too many; None if it is the right one.
+
+        The right one is let in however many wrong ones came before it. The address is that of the
+        connection: what a client or proxy writes into a header is no address.
+        """
+        if self._sessions.knows(token):
+            return None
         address, now_s = request.remote or "", time.monotonic()
         wait_s = self._attempts.wait_s(address, now_s)
         if wait_s > 0:
             response = refusal(429, f"Too many wrong tokens; wait {wait_s:.0f} seconds.")
             response.headers["Retry-After"] = str(int(wait_s) + 1)
             return response
-        if self._sessions.knows(token):
-            return None
         self._attempts.wrong(address, now_s)
         if now_s - self._refused_s >= LOG_AGAIN_S:
             self._refused_s = now_s
@@ -388,6 +401,7 @@ class WebServer:
     async def _log_out(self, request: web.Request) -> web.StreamResponse:
         response = answer({"said": "Goodbye."})
         if self._sessions is not None:
+            self._sessions.end(request.cookies.get(self._sessions.cookie, ""), time.time())
             response.del_cookie(self._sessions.cookie, path="/")
         return response
 
@@ -405,6 +419,12 @@ async def _harden(request: web.BaseRequest, response: web.StreamResponse) -> Non
     for name, value in HEADERS.items():
         response.headers[name] = value
     response.headers.setdefault("Cache-Control", "no-store")
+
+
+def _bearer(request: web.Request) -> str | None:
+    """The token that a script sends with a request."""
+    given = request.headers.get("Authorization", "")
+    return given[7:].strip() if given[:7].lower() == "bearer " else None
 
 
 def _ask_for_token(request: web.Request) -> web.Response:

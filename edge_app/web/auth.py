@@ -27,6 +27,8 @@ SESSION_S = 30 * 24 * 3600.0
 # Cost of turning the token into the key of the cookies (RFC 7914): 50 ms on a workstation, 0.3 s
 # on a Pi, 16 MB, once at the start. A stolen cookie cannot be used to guess a weak token quickly.
 SCRYPT_N, SCRYPT_R, SCRYPT_P = 2**14, 8, 1
+# Sessions that are remembered as logged out, each until it would have expired: some 200 KB.
+MOST_ENDED = 1000
 # Wrong tokens within a minute: from one address, and from all of them.
 MOST_WRONG_EACH, MOST_WRONG, WRONG_WITHIN_S = 5, 50, 60.0
 # What the page's own requests carry; a form on another page cannot send it.
@@ -104,7 +106,8 @@ class Sessions:
     """
     Signed cookies of browsers that have shown the token.
 
-    Nothing is stored: the cookies outlive a restart, and a new token ends them all.
+    Nothing is stored on the disk: the cookies outlive a restart, and a new token ends them all.
+    Which were logged out is known until the next restart; the browser has given them up by then.
 
     Parameters
     ----------
@@ -120,6 +123,8 @@ class Sessions:
         )
         # A browser sends the cookies of one host to all its ports: two stations need two names.
         self.cookie = f"edge_app_{name}"
+        self._ended: dict[str, int] = {}  # when each would have expired
+        self._ended_until_s = 0  # whatever expires by then is ended too
 
     def knows(self, token: str) -> bool:
         """Whether this is the token; takes the same time whatever is wrong with it."""
@@ -139,8 +144,21 @@ class Sessions:
             return False
         # A signed text is one that was issued; it begins with a number.
         expires_s = int(text.partition(".")[0])
+        if value in self._ended or expires_s <= self._ended_until_s:
+            return False
         # A board without a clock battery may have issued one while its clock was years ahead.
         return now_s < expires_s <= now_s + SESSION_S
+
+    def end(self, value: str, now_s: float) -> None:
+        """Log a session out: its cookie is valid no more, nor whatever still lasts by it."""
+        if not self.valid(value, now_s):
+            return
+        self._ended = {ended: until_s for ended, until_s in self._ended.items() if until_s > now_s}
+        self._ended[value] = int(value.partition(".")[0])
+        if len(self._ended) > MOST_ENDED:
+            # Rather some who are still in than one who has left: the oldest sessions end together.
+            first = min(self._ended, key=self._ended.__getitem__)
+            self._ended_until_s = self._ended.pop(first)
 
     def _sign(self, text: str) -> str:
         data = text.encode("utf-8", "surrogateescape")
@@ -151,6 +169,8 @@ class Attempts:
     """
     How often a wrong token was given lately.
 
+    It limits the wrong ones alone: behind a proxy all come from one address, and whoever guesses
+    must not keep out who knows. That guessing leads nowhere is the length of the token's doing.
     Remembers as many as are allowed in all, so that it cannot grow.
 
     Parameters
@@ -170,7 +190,7 @@ class Attempts:
         self._wrong: deque[tuple[float, str]] = deque(maxlen=most)
 
     def wait_s(self, address: str, now_s: float) -> float:
-        """How long an address has to wait before it may try again, seconds; 0 if it need not."""
+        """For how long wrong tokens of an address are no longer answered, seconds; 0: they are."""
         wrong = self._wrong
         while wrong and now_s - wrong[0][0] >= self._within_s:
             wrong.popleft()

@@ -32,8 +32,9 @@ LOOK_S, TELL_S = 0.25, 1.0
 TELLING = (
     "verdict", "reason", "hold", "scoring", "last_part", "last_event", "job", "threshold", "bundle"
 )  # fmt: skip
-# A viewer that has nothing to be sent is looked after so often, seconds: it may have gone.
-GONE_S = 2.0
+# A viewer that has nothing to be sent is looked after so often, seconds: it may have gone, or been
+# logged out.
+GONE_S = 1.0
 BOUNDARY = "picture"
 
 _log = logging.getLogger("edge_app.web")
