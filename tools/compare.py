@@ -113,7 +113,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="runs at a time, each on its share of the cores; the milliseconds are then taken "
-        "beside other work (default: 1)",
+        "beside other work",
     )
     add("--out", type=Path, required=True, metavar="FOLDER", help="results, table and page")
 
