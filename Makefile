@@ -28,8 +28,8 @@ venv: $(VENV)/workstation
 test: $(VENV)/workstation
 	$(BIN)/python -m pytest -m "not slow"
 
-# The live window is tested with an OpenCV that has windows, in an environment of its own; it needs Xvfb
-# and xdotool (apt install xvfb xdotool), or those tests are skipped.
+# The live window is tested with an OpenCV that has windows, in an environment of its own; it needs Xvfb,
+# xdotool and ImageMagick's import (apt install xvfb xdotool imagemagick), or those tests are skipped.
 $(VENV)-window/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-window
 	$(VENV)-window/bin/pip install --quiet --disable-pip-version-check --editable '.[window]'
@@ -39,8 +39,8 @@ $(VENV)/browser: $(VENV)/workstation
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[headless,browser]'
 	touch $@
 
-# Browser, broker, Prometheus and window tests need Debian's chromium, mosquitto, prometheus, xvfb and
-# xdotool; what is not installed is skipped with the reason.
+# Browser, broker, Prometheus and window tests need Debian's chromium, mosquitto, prometheus, xvfb,
+# xdotool and imagemagick; what is not installed is skipped with the reason.
 test-slow: $(VENV)/workstation $(VENV)/browser $(VENV)-window/ready
 	EDGE_APP_WINDOW_PYTHON=$(VENV)-window/bin/python $(BIN)/python -m pytest -m slow
 

@@ -269,6 +269,7 @@ def test_n_without_a_part_says_why_not(bench, still_frames, kind):
     "spoil, why",
     [
         (lambda frame: cv2.convertScaleAbs(frame, alpha=0.3), "quality: too dark ("),
+        (lambda frame: cv2.convertScaleAbs(frame, alpha=2, beta=60), "quality: overexposed ("),
         (lambda frame: cv2.GaussianBlur(frame, (0, 0), 3), "quality: blurred ("),
     ],
 )
@@ -657,6 +658,21 @@ def test_e_is_believed_by_a_bundle_that_cannot_tell(nut_bundle, tmp_path, apart,
     bench.show(apart[0])
     assert verdict(bench) is Verdict.OK
     assert bench.press("e").startswith("empty station noted")
+
+
+def test_e_then_l_leaves_out_empty_frames_of_a_bundle_that_cannot_tell(
+    nut_bundle, tmp_path, apart, still_frames
+):
+    manifest = {**nut_bundle.manifest, "presence": None}
+    manifest["alignment"] = {**manifest["alignment"], "recipe": "none"}
+    bench = Bench(replace(nut_bundle, manifest=manifest), tmp_path)
+    bench.show(still_frames["empty"][0])
+    assert bench.press("e").startswith("empty station noted: press l")
+    bench.press("l")
+    bench.show(still_frames["empty"][3])
+    assert bench.shown.learning[:2] == ("no whole part in view", 0)
+    bench.show(*apart[:BURST])
+    assert bench.shown.pictures == BURST
 
 
 def test_e_can_be_undone(bare, apart, still_frames):

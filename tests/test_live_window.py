@@ -23,7 +23,7 @@ import pytest
 
 from edge_app.bundle import load_bundle
 from edge_app.live.display import gui_of
-from edge_app.live.view import BRIGHT_GREEN, GROUND, layout
+from edge_app.live.view import AMBER, BRIGHT_GREEN, GROUND, WHITE, Box, Layout, layout
 
 ROOT = Path(__file__).resolve().parent.parent
 # Nothing here takes so long on any machine; a step that does has failed.
@@ -41,7 +41,8 @@ def _window_python() -> str:
         pytest.skip(
             "this Python's OpenCV has no windows: name one that has in EDGE_APP_WINDOW_PYTHON"
         )
-    return named
+    # The window is started in another folder; resolved, it would be no virtual environment's.
+    return os.path.abspath(named)
 
 
 def _wait_for(found, what: str):
@@ -51,6 +52,21 @@ def _wait_for(found, what: str):
         assert time.monotonic() < end_s, f"waited in vain for {what}"
         time.sleep(0.05)
     return value
+
+
+def _share(shot: np.ndarray, colour: tuple[int, int, int]) -> float:
+    """Share of a picture that is of a colour."""
+    return float((np.abs(shot - colour).max(axis=2) <= 2).mean())
+
+
+def _notes_corner(where: Layout) -> Box:
+    """Where the notes over the picture begin: most of a line of small letters."""
+    return Box(where.area.x + where.px, where.area.y + where.px, 8 * where.px, where.px)
+
+
+def _says_frozen(here: Desk, where: Layout) -> bool:
+    """Whether the first note is amber; the sample is nearly grey."""
+    return bool((np.ptp(here.cut(_notes_corner(where)), axis=2) > 100).mean() > 0.5)
 
 
 class Desk:
@@ -203,10 +219,13 @@ class Desk:
         )
         return cv2.imdecode(np.frombuffer(shot.stdout, np.uint8), cv2.IMREAD_COLOR)
 
+    def cut(self, box: Box) -> np.ndarray:
+        """What the screen shows in a box of a window that begins in its corner, BGR, int."""
+        return self.screen()[box.y : box.bottom, box.x : box.right].astype(int)
+
     def shows(self, colour: tuple[int, int, int], least: float) -> bool:
         """Whether at least this share of the screen is of a colour."""
-        near = np.abs(self.screen().astype(int) - colour).max(axis=2) <= 2
-        return near.mean() >= least
+        return _share(self.screen().astype(int), colour) >= least
 
     def await_colour(self, colour: tuple[int, int, int], least: float, what: str) -> None:
         _wait_for(lambda: self.shows(colour, least), what)
@@ -317,12 +336,18 @@ def test_every_key_has_its_effect(desk, nut_path, tmp_path):
     bundle = tmp_path / "nut"
     shutil.copytree(nut_path, bundle)
     here = desk("synthetic", "--bundle", bundle)
-    screens = {}
+    where = layout((800, 480), (240, 320))
 
-    def changes(key: str, action: str) -> None:
-        """A frozen picture, so that what changes on the screen is the key's doing."""
-        here.press(key, action)
-        _wait_for(lambda: not np.array_equal(here.screen(), screens["before"]), f"{key} to be seen")
+    def await_judged_by(sha256: str) -> None:
+        """The next verdict may still be by the bundle before."""
+        _wait_for(
+            lambda: here.lines("frame")[-1]["bundle_sha256"] == sha256, f"a verdict by {sha256}"
+        )
+
+    def await_judged_anew(sha256: str) -> str:
+        """Wait for a verdict by another bundle than this one; gives its hash."""
+        _wait_for(lambda: here.lines("frame")[-1]["bundle_sha256"] != sha256, f"none by {sha256}")
+        return here.lines("frame")[-1]["bundle_sha256"]
 
     # h, d: over a frozen OK frame there is no paint until it is asked for always.
     here.await_verdict("OK")
@@ -352,22 +377,30 @@ def test_every_key_has_its_effect(desk, nut_path, tmp_path):
     # The worker goes on while the picture is frozen.
     _wait_for(lambda: len(here.lines("frame")) > stale + 5, "inspection to go on")
 
-    # t, a, ? are seen on the frozen screen; Esc closes the help and no more.
-    for key, action in (("t", "timings"), ("question", "help")):
-        screens["before"] = here.screen()
-        changes(key, action)
-    assert here.press("Escape", "leave") == "help off"
-    here.press("t", "timings")
-
-    # n on the frozen NG frame: learnt as a good part that was called NG.
+    # n on the frozen NG frame: learnt as a good part that was called NG, judged by; u goes back.
+    shipped_sha256 = load_bundle(bundle).sha256
     assert here.press("n", "learn_frame").startswith("learning frame")
     learnt = here.await_event("learnt")
     assert learnt["pictures"] == 25  # the shipped bundle keeps 24 of its pictures
+    await_judged_anew(shipped_sha256)
     assert here.press("u", "undo").startswith("undoing")
     assert here.await_event("learnt", 2)["pictures"] == 200
+    await_judged_by(shipped_sha256)
     here.press("space", "freeze")
-    assert here.press("a", "aim") == "aiming aid on"
-    assert here.press("a", "aim") == "aiming aid off"
+
+    # e: refused while a good part is in view.
+    def frozen_good() -> bool:
+        """Freeze the picture; go on if it does not show a good part."""
+        here.press("space", "freeze")
+        _wait_for(lambda: _says_frozen(here, where), "the word that it is frozen")
+        if here.shows(GREEN, 0.1):
+            return True
+        here.press("space", "freeze")
+        return False
+
+    _wait_for(frozen_good, "a good part")
+    assert here.press("e", "empty") == "not noted: what is in view looks like a good part"
+    here.press("space", "freeze")
 
     # + and -: the verdicts' threshold follows.
     shipped = here.lines("frame")[-1]["threshold"]
@@ -380,11 +413,9 @@ def test_every_key_has_its_effect(desk, nut_path, tmp_path):
     # l: a burst, then scores by what was learnt.
     here.press("l", "learn_burst")
     here.await_colour(BLUE, 0.1, "the blue of LEARNING")
+    before = here.lines("frame")[-1]["bundle_sha256"]
     assert here.await_event("learnt", 3)["pictures"] == 10
-    sha256 = here.lines("frame")[-1]["bundle_sha256"]
-    before = len(here.lines("frame"))
-    frames = _wait_for(lambda: here.lines("frame")[before:], "scoring after learning")
-    assert frames[-1]["bundle_sha256"] != load_bundle(nut_path).sha256
+    await_judged_anew(before)
 
     # w: a new bundle beside the old, and another beside that.
     here.press("w", "write")
@@ -404,10 +435,6 @@ def test_every_key_has_its_effect(desk, nut_path, tmp_path):
     assert second.path == tmp_path / "nut-live-2"
     assert second.region == pytest.approx((box[0], box[1], box[2], box[3]), abs=1e-3)
 
-    # e: the station without a part; refused as long as a good one is in view.
-    _wait_for(lambda: "empty station noted" in here.press("e", "empty"), "an empty station")
-    here.await_event("learnt", 5)
-
     # f leaves the full screen, which a window as large as the screen begins in, and goes back;
     # Enter says why it does nothing here.
     assert here.press("f", "full_screen") == "full screen off"
@@ -418,7 +445,6 @@ def test_every_key_has_its_effect(desk, nut_path, tmp_path):
     assert here.press("Escape", "leave") == "quit"
     assert here.ended() == 0
     assert here.process.stderr.read() == LOST
-    assert sha256
 
 
 @pytest.mark.slow
@@ -427,16 +453,13 @@ def test_h_d_a_and_f_are_seen_on_the_screen(desk, nut_path):
     here = desk("synthetic", "--bundle", nut_path, size=size, screen=screen)
     where = layout(size, (240, 320))
 
-    def cut(box) -> np.ndarray:
-        return here.screen()[box.y : box.bottom, box.x : box.right].astype(int)
-
     def painted(verdict: tuple[int, int, int], least: float, most: float) -> bool:
         """Whether a picture of this verdict has so much paint; the sample is nearly grey."""
         shot = here.screen().astype(int)
         band, picture = (
             shot[box.y : box.bottom, box.x : box.right] for box in (where.verdict, where.picture)
         )
-        if (np.abs(band - verdict).max(axis=2) <= 2).mean() < 0.5:
+        if _share(band, verdict) < 0.5:
             return False
         return least <= (np.ptp(picture, axis=2) > 60).mean() <= most
 
@@ -460,7 +483,7 @@ def test_h_d_a_and_f_are_seen_on_the_screen(desk, nut_path):
 
     def bar() -> float:
         """Share of the picture's place that the bar for sharpness covers."""
-        return (np.abs(cut(where.area) - BRIGHT_GREEN).max(axis=2) <= 2).mean()
+        return _share(here.cut(where.area), BRIGHT_GREEN)
 
     assert bar() < 0.001
     here.press("a", "aim")
@@ -478,6 +501,123 @@ def test_h_d_a_and_f_are_seen_on_the_screen(desk, nut_path):
     _wait_for(lambda: here.size() == screen and fills(), "the full screen")
     assert here.press("f", "full_screen") == "full screen off"
     _wait_for(lambda: here.size() == size, "the window")
+    here.press("q", "quit")
+
+
+@pytest.mark.slow
+def test_e_and_n_teach_from_scratch(desk, base_path, tmp_path):
+    here = desk("synthetic", "--bundle", base_path, "--out", tmp_path / "out")
+    where = layout((800, 480), (240, 320))
+    box = where.picture
+    # Between the rails, clear of the notes.
+    belt = Box(box.x, box.y + box.h // 4, box.w, box.h // 2)
+
+    def frozen(whole_part: bool) -> bool:
+        """Freeze the picture; go on if it does not show a whole part, or none, as wanted."""
+        assert here.press("space", "freeze") == "picture frozen"
+        _wait_for(lambda: _says_frozen(here, where), "the word that it is frozen")
+        grey = here.cut(belt).mean(axis=2)
+        # Standard deviations of the sample, grey levels: the belt has 6 at most, a whole nut 39 and
+        # more; its shadow at the rim 8.
+        rim = grey.shape[1] // 10
+        if max(grey[:, :rim].std(), grey[:, -rim:].std()) < 6:
+            if (20 if whole_part else 0) < grey.std() < (80 if whole_part else 6):
+                return True
+        here.press("space", "freeze")
+        return False
+
+    _wait_for(lambda: frozen(whole_part=False), "an empty station")
+    assert here.press("e", "empty") == "empty station noted: press l to learn good parts"
+    here.press("space", "freeze")
+    # So few pictures teach no alignment, by which an empty station would be known without e.
+    for said in ("1 of 3 frames", "2 of 3 frames", "learning"):
+        _wait_for(lambda: frozen(whole_part=True), "a whole part")
+        assert here.press("n", "learn_frame").startswith(said)
+        here.press("space", "freeze")
+    learnt = here.await_event("learnt")
+    assert learnt["pictures"] == 3 and "cannot tell" not in learnt["effect"]
+    here.await_verdict("EMPTY")
+    here.press("w", "write")
+    written = load_bundle(here.await_event("written")["path"])
+    assert written.manifest["presence"] is not None
+    here.press("q", "quit")
+
+
+@pytest.mark.slow
+def test_space_t_help_r_and_esc_are_seen_on_the_screen(desk, nut_path):
+    size = (800, 480)
+    here = desk("synthetic", "--bundle", nut_path, size=size)
+    where = layout(size, (240, 320))
+    box, px = where.picture, where.px
+    # What notes leave alone, and the rail of the sample, which is light, where they begin.
+    middle = box.inset(box.w // 4, box.h // 3)
+    rail = Box(box.x + px, box.y, 8 * px, 2 * px)
+
+    # Space: the picture stays what it is while parts pass, and says so; then it goes on.
+    here.await_verdict("OK")
+    assert not _says_frozen(here, where)
+    assert here.press("space", "freeze") == "picture frozen"
+    _wait_for(lambda: _says_frozen(here, where), "the word that it is frozen")
+    frozen = here.cut(middle)
+    here.await_event("part", len(here.lines("part")) + 1)
+    here.await_verdict("OK")
+    assert np.array_equal(here.cut(middle), frozen)
+    assert here.press("space", "freeze") == "picture live"
+    _wait_for(lambda: not _says_frozen(here, where), "the word to go")
+    _wait_for(lambda: not np.array_equal(here.cut(middle), frozen), "a picture that moves")
+
+    # t: light letters on a dark ground.
+    def panel() -> tuple[float, float]:
+        """Shares of the picture's corner as dark as the notes' ground, and as light as letters."""
+        grey = here.cut(rail).mean(axis=2)
+        return (grey < 50).mean(), (grey > 200).mean()
+
+    def panel_seen() -> bool:
+        dark, light = panel()
+        return dark > 0.5 and light > 0.03
+
+    assert panel()[0] < 0.01
+    assert here.press("t", "timings") == "timings on"
+    _wait_for(panel_seen, "the stage times")
+    assert here.press("t", "timings") == "timings off"
+    _wait_for(lambda: panel()[0] < 0.01, "the stage times to go")
+
+    # ?: a page of keys hides the picture; ? and Esc close it, and no more.
+    for key, action in (("question", "help"), ("Escape", "leave")):
+        assert _share(here.cut(box), GROUND) < 0.05
+        assert here.press("question", "help") == "help on"
+        _wait_for(lambda: _share(here.cut(box), GROUND) > 0.6, "the keys")
+        # Letters are thin, and soft at their edges: of all keys 0.7 % is wholly white.
+        assert _share(here.cut(box), WHITE) > 0.004
+        assert here.press(key, action) == "help off"
+        _wait_for(lambda: _share(here.cut(box), GROUND) < 0.05, "the picture again")
+
+    # r: a frame round the picture while it is drawn on, a line round what was drawn; Esc leaves the
+    # drawing as it was, r again is the whole picture.
+    def framed(edges: Box, colour: tuple[int, int, int]) -> float:
+        """Share of the left edge of a box, of which notes leave the middle alone, in a colour."""
+        third = edges.h // 3
+        return _share(here.cut(Box(edges.x, edges.y + third, 1, third)), colour)
+
+    def region_drawn() -> bool:
+        return framed(drawn, WHITE) > 0.9
+
+    drawn = Box(160, 120, 240, 220)
+    assert framed(box, AMBER) == 0
+    here.press("r", "region")
+    _wait_for(lambda: framed(box, AMBER) > 0.9, "the frame to draw in")
+    assert here.press("Escape", "leave") == "region left as it is"
+    _wait_for(lambda: framed(box, AMBER) == 0, "the frame to go")
+    assert here.process.poll() is None and not here.lines("region") and not region_drawn()
+    here.press("r", "region")
+    here.drag((drawn.x, drawn.y), (drawn.right, drawn.bottom))
+    assert here.await_event("region")["effect"].startswith("region changed")
+    _wait_for(region_drawn, "the region")
+    count = len(here.lines("frame"))
+    here.press("r", "region")
+    assert here.press("r", "region").startswith("whole picture")
+    _wait_for(lambda: len(here.lines("frame")) > count, "verdicts on the whole picture")
+    _wait_for(lambda: not region_drawn(), "the region to go")
     here.press("q", "quit")
 
 

@@ -34,6 +34,7 @@ from edge_app.knowledge import (
     forgotten,
     free_folder,
     knows_empty,
+    limits_stay,
     with_threshold,
     write,
 )
@@ -417,7 +418,7 @@ class Session:
         def job() -> Taught:
             learnt, name = self._teach().without_last(known, progress)
             said = f"undone: {name} taken out, {learnt.size} pictures{forgotten(known)}"
-            said += "; the limits of light and sharpness stay"
+            said += limits_stay(known)
             return self._ready(learnt, said)
 
         # The next u takes out one more, so there is no way back but not to write it.
@@ -774,7 +775,8 @@ class Session:
                 aligner = Aligner(alignment, bundle.size, region)
             else:
                 empty_view = empty_view_of(bundle)
-        elif known.empties:
+        if known.empties and aligner is None:
+            # What a person has shown since is newer than the bundle's.
             views = [prepare(frame.frame_bgr, recipe) for frame in known.empties]
             empty_view = learn_empty_view(views, [])
 
