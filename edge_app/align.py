@@ -293,13 +293,15 @@ class Aligner:
             [x[::every] - (width - 1) / 2, y[::every] - (height - 1) / 2, np.ones(len(x[::every]))]
         )
 
-    def align(self, frame_bgr: np.ndarray) -> Aligned:
+    def align(self, frame_bgr: np.ndarray, view: View | None = None) -> Aligned:
         """
         Find the part in a frame and cut it out in its pose.
 
         Parameters
         ----------
         frame_bgr : ndarray of uint8, shape (height, width, 3)
+        view : View, optional
+            Of this frame, where it is known from learning the alignment.
 
         Raises
         ------
@@ -316,7 +318,8 @@ class Aligner:
         to_frame = np.array([[1.0, 0.0, x0], [0.0, 1.0, y0], [0.0, 0.0, 1.0]])
         if self.alignment.recipe == "none":
             return self._whole(region_bgr, to_frame)
-        alignment, view = self.alignment, self._viewer.look(region_bgr)
+        alignment = self.alignment
+        view = self._viewer.look(region_bgr) if view is None else view
         threshold = self._threshold(view)
         found = pieces(foreground(view.search, threshold))
         if not found:

@@ -63,7 +63,8 @@ class Bundle:
     decoder : bytes or None
     reference : dict of str to ndarray, or None
         Read-only arrays: `image_ids` (n,) str, `scores` (n,) float64 (each image's score when it
-        was held out), and what the scorer's kind and the alignment need.
+        was held out), `measures` (n, 6) float64 where known (what each image's frame measured, see
+        `enrol.known_pictures`), and what the scorer's kind and the alignment need.
     """
 
     path: Path

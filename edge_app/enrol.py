@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 
 from edge_app.align import Aligner, Alignment, alignment_arrays, alignment_section, part_weight
+from edge_app.bundle import LEARNT, REFERENCE, Bundle
 from edge_app.encoder import Encoder
-from edge_app.errors import InputError
+from edge_app.errors import BundleError, InputError
+from edge_app.foreground import View
 from edge_app.held_out import (
     Threshold,
     blinding,
@@ -46,7 +48,7 @@ from edge_app.learn_patches import (
     learn_patches,
     robust_scores,
 )
-from edge_app.learnt_pictures import LearntPicture, fresh_id, pack, thin
+from edge_app.learnt_pictures import LearntPicture, fresh_id, pack, thin, unpack
 from edge_app.patches import Component, Features, finest_grid, read_components
 from edge_app.preprocess import Preprocessing, prepare, unusable
 from edge_app.presence import EmptyView, learn_empty_view, locate, widen
@@ -54,12 +56,10 @@ from edge_app.quality import (
     Limits,
     Measures,
     Memory,
-    as_section,
     check,
-    learn_limits,
+    learn_section,
+    light_of,
     measure,
-    merge_limits,
-    read_limits,
     sees_nothing,
 )
 from edge_app.records import Frame
@@ -120,6 +120,7 @@ def gather(
     kind: str = "good",
     quality: Limits | None = None,
     progress: Callable[[int], None] = lambda count: None,
+    views: Sequence[tuple[np.ndarray, View]] = (),
 ) -> Gathered:
     """
     Align good frames and cut the part out of each.
@@ -143,6 +144,8 @@ def gather(
         Known already; frames that the device would refuse by them are not learnt.
     progress : callable
         Called with the number of frames seen so far.
+    views : sequence of (ndarray, View)
+        `LearntAlignment.views` of this alignment; what was seen then is not looked at again.
 
     Raises
     ------
@@ -158,6 +161,8 @@ def gather(
     seen_already = {picture.pixels_rgb.tobytes() for picture in known}
     taken = {picture.image_id for picture in known}
     measures: dict[str, Measures] = {}
+    # By identity: the frames are in `views`, so that no other has the place of one in memory.
+    view_of = {id(frame_bgr): view for frame_bgr, view in views}
     empty_bgr = [frame.frame_bgr for frame in empty_frames if _unlearnable(frame, recipe) is None]
     empty_measures = [measure(picture, recipe.region) for picture in empty_bgr]
     empty_rgb = [prepare(picture, recipe) for picture in empty_bgr]
@@ -181,7 +186,7 @@ def gather(
                 what = "the part is cut by the edge" if location.present else "no part in view"
                 skipped.append(f"{name}: {what}")
                 continue
-        aligned = aligner.align(frame.frame_bgr)
+        aligned = aligner.align(frame.frame_bgr, view_of.get(id(frame.frame_bgr)))
         if aligned.empty or aligned.problem is not None or aligned.pixels_rgb is None:
             skipped.append(f"{name}: {aligned.problem or 'no part in view'}")
             continue
@@ -190,9 +195,10 @@ def gather(
             skipped.append(f"{name}: the same picture has been learnt already")
             continue
         seen_already.add(content)
-        pictures.append(LearntPicture(fresh_id(name, taken), aligned.pixels_rgb, kind))
-        taken.add(pictures[-1].image_id)
-        measures[pictures[-1].image_id] = measure(frame.frame_bgr, recipe.region)
+        image_id, measured = fresh_id(name, taken), measure(frame.frame_bgr, recipe.region)
+        pictures.append(LearntPicture(image_id, aligned.pixels_rgb, kind, measured))
+        taken.add(image_id)
+        measures[image_id] = measured
         if location is not None:
             centres.append(location.centre)
             whole_rgb.append(view_rgb)
@@ -252,6 +258,8 @@ class Encodings:
     ) -> None:
         count = len(pictures_rgb)
         self._pictures_rgb = pictures_rgb
+        # Where a part is learnt twice, with trimming, the first axes are the same.
+        self._learnt_features: dict[tuple[Component, bytes], Features] = {}
         self.encode_s = 0.0
         self.embeddings = np.empty((count, encoder.embedding_dim), np.float32)
         wanted = usable_maps(encoder.map_shapes)
@@ -305,9 +313,12 @@ class Encodings:
         """Principal axes for a component from (some of) these pictures."""
         rows = np.arange(len(self)) if rows is None else rows
         some = rows[np.linspace(0, len(rows) - 1, min(len(rows), AXES_PICTURES)).astype(int)]
-        maps = self.maps[component.map]
-        patches = [maps[row].astype(np.float32) for row in some]
-        return learn_features(component, patches)
+        known = component, some.tobytes()
+        if known not in self._learnt_features:
+            maps = self.maps[component.map]
+            patches = [maps[row].astype(np.float32, copy=False) for row in some]
+            self._learnt_features[known] = learn_features(component, patches)
+        return self._learnt_features[known]
 
     def features(
         self, component: Component, projection: Features, rows: np.ndarray | None = None
@@ -318,7 +329,7 @@ class Encodings:
         height, width = component.grid(maps.shape[1:])
         features = np.empty((len(rows), height, width, projection.axes.shape[1]), np.float32)
         for place, row in enumerate(rows):
-            features[place] = projection.of(maps[row].astype(np.float32))
+            features[place] = projection.of(maps[row].astype(np.float32, copy=False))
         return features
 
 
@@ -385,14 +396,58 @@ def quality_section(
     learning : Learning
         Pictures it left out or that look odd set no limits.
     before : mapping, optional
-        The section of the bundle that is extended.
+        The section of the bundle that is extended. What its pictures measured counts as if all had
+        come at once; of a bundle that did not keep that, the section stands.
     """
     odd = {*learning.uncounted, *(name for name, _ in learning.least_like)}
-    counted = {picture.image_id for picture in learning.pictures} - odd
-    good = [measures for name, measures in gathered.measures.items() if name in counted]
-    return as_section(
-        merge_limits(read_limits(before), learn_limits(good, gathered.empty_measures))
-    )
+    measured = {
+        picture.image_id: picture.measures or gathered.measures.get(picture.image_id)
+        for picture in learning.pictures
+    }
+    good = [m for name, m in measured.items() if m is not None and name not in odd]
+    if before is None:
+        return learn_section(good, light_of(gathered.empty_measures))
+    unknown = before if None in measured.values() else None
+    return learn_section(good, before.get("fixed", unknown))
+
+
+def known_pictures(bundle: Bundle) -> list[LearntPicture] | None:
+    """
+    The pictures that a bundle keeps, with what their frames measured; None where it keeps none.
+
+    Raises
+    ------
+    BundleError
+        If they or the array `measures` are broken.
+    """
+    content = bundle.learnt()
+    if content is None:
+        return None
+    pictures = unpack(content, str(bundle.path / LEARNT))
+    rows, ids = bundle.reference.get("measures"), bundle.reference["image_ids"].tolist()
+    if rows is None:
+        return pictures
+    wanted = (len(ids), len(fields(Measures)))
+    if rows.dtype != np.float64 or rows.shape != wanted:
+        raise BundleError(
+            f"{bundle.path / REFERENCE}: array measures is {rows.dtype} of shape {rows.shape}, "
+            f"wanted float64 of shape {wanted}"
+        )
+    measured = {
+        name: Measures(*row.tolist())
+        for name, row in zip(ids, rows, strict=True)
+        if np.isfinite(row).all()
+    }
+    return [replace(picture, measures=measured.get(picture.image_id)) for picture in pictures]
+
+
+def _measure_array(pictures: Sequence[LearntPicture]) -> dict[str, np.ndarray]:
+    """The reference's array `measures`, a row to a picture, NaN where that is not known."""
+    if all(picture.measures is None for picture in pictures):
+        return {}
+    unknown = (math.nan,) * len(fields(Measures))
+    rows = [astuple(p.measures) if p.measures is not None else unknown for p in pictures]
+    return {"measures": np.array(rows, np.float64)}
 
 
 def learnt_manifest(
@@ -591,6 +646,7 @@ def learn(
     reference |= {
         "image_ids": np.array([picture.image_id for picture in chosen]),
         "scores": scores,
+        **_measure_array(chosen),
         **alignment_arrays(alignment),
     }
     sections: dict[str, Any] = {

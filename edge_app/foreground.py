@@ -166,7 +166,7 @@ class View:
         See `Background.plane`.
     maps : list of ndarray of float32, shape (h, w)
         Distance from the background, grey levels, on the working picture, then halved; at most
-        `CAP` times the threshold.
+        `CAP` times the threshold. While that is not known the first alone, uint8; see `capped`.
     search : ndarray of uint8
         The distance whose long side is `FIND_SIDE`.
     to_view : ndarray of float64, shape (3, 3)
@@ -217,6 +217,8 @@ class Viewer:
         for _ in range(self.zoom // 2):
             search = halved(search)
         view = View(halvings, plane, [distance], search, to_view)
+        if self._threshold is None:
+            return view
         return capped(view, self._threshold, self._level)
 
     def _background(self, shape: tuple[int, int]) -> Background:

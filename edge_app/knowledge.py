@@ -25,6 +25,7 @@ from edge_app.enrol import (
     choose_alignment,
     gather,
     kept_pictures,
+    known_pictures,
     learn,
     learnt_manifest,
     quality_section,
@@ -34,7 +35,7 @@ from edge_app.enrol import (
 from edge_app.errors import InputError
 from edge_app.learn_neighbours import ScorerSettings
 from edge_app.learn_patches import affordable_bytes, default_settings
-from edge_app.learnt_pictures import FALSE_ALARM, GOOD, LearntPicture, unpack
+from edge_app.learnt_pictures import FALSE_ALARM, GOOD, LearntPicture
 from edge_app.manifest import canonical_sha256
 from edge_app.preprocess import Preprocessing
 from edge_app.presence import EmptyView, empty_view_of
@@ -104,12 +105,20 @@ def pictures_of(knowledge: Knowledge) -> tuple[LearntPicture, ...]:
     if knowledge.pictures is not None:
         return knowledge.pictures
     bundle = knowledge.bundle
-    content = bundle.learnt()
-    if content is None:
+    pictures = known_pictures(bundle)
+    if pictures is None:
         raise InputError(
             f"{bundle.path.name} does not hold the pictures it learnt: press l to learn anew"
         )
-    return tuple(unpack(content, str(bundle.path / "learnt.npz")))
+    return tuple(pictures)
+
+
+def limits_stay(knowledge: Knowledge) -> str:
+    """What a person must know before a picture is taken out: that it will not narrow the limits."""
+    limits = knowledge.bundle.manifest["quality"]
+    if limits and any(picture.measures is None for picture in pictures_of(knowledge)):
+        return "; the limits of light and sharpness stay"
+    return ""
 
 
 def forgotten(knowledge: Knowledge) -> str:
@@ -174,7 +183,8 @@ class Teacher:
         patches = default_settings(shapes, usable_maps(shapes), self._most_bytes(bundle))
         progress("finding the part", 0, len(frames))
         step = max(1, -(-len(frames) // ALIGN_PICTURES))
-        alignment = choose_alignment(frames[::step], region, None, empty_frames).alignment
+        chosen = choose_alignment(frames[::step], region, None, empty_frames)
+        alignment = chosen.alignment
         empty_view = None
         if alignment.recipe == "none" and not empty_frames and region == bundle.region:
             empty_view = empty_view_of(bundle) if bundle.reference is not None else None
@@ -187,6 +197,7 @@ class Teacher:
             empty_frames if alignment.recipe == "none" else (),
             empty_view,
             progress=lambda count: progress("cutting out", count, len(frames)),
+            views=chosen.views,
         )
         taught = _Lesson(gathered.pictures, alignment, gathered.empty_view, None, gathered)
         rate = self._settings.false_reject_rate
@@ -244,7 +255,8 @@ class Teacher:
         """
         Take out the last picture that the bundle learnt; also gives its id.
 
-        The limits of light and sharpness stay: which of them it had widened is not recorded.
+        The limits of light and sharpness are those of the pictures that remain, unless the bundle
+        did not keep what each had measured: see `limits_stay`.
 
         Raises
         ------
@@ -258,7 +270,8 @@ class Teacher:
             )
         alignment = read_alignment(bundle.manifest["alignment"], bundle.reference)
         quality = bundle.manifest["quality"]
-        lesson = _Lesson(list(known[:-1]), alignment, empty_view_of(bundle), quality)
+        measured = None if quality is None else Gathered([], None, [])
+        lesson = _Lesson(list(known[:-1]), alignment, empty_view_of(bundle), quality, measured)
         learnt = self._relearn(knowledge, lesson, progress)
         return replace(learnt, taught=(*knowledge.taught, "u")), known[-1].image_id
 
@@ -322,7 +335,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What is to be learnt; `measured` are frames that widen the section `quality`."""
+    """What is to be learnt; with `measured`, new frames if any, the section `quality` too."""
 
     pictures: list[LearntPicture]
     alignment: Alignment

@@ -49,6 +49,8 @@ HALVED = ("mean", "factor", "rows")
 # Multiply-adds of one component that compares each place with all its rows, a picture; and rows
 # that a reference by nearest patch holds whatever its bytes: fewer are none.
 MOST_PRODUCTS, LEAST_ROWS = 8_000_000, 100
+# Distances between good patches of one place that are kept at once, at most: 64 MB.
+MOST_APART = 2**24
 # Pictures whose patches are compared with each other before some are trimmed, at most.
 TRIMMED_FROM = 240
 # Principal axes of a component: more than the first told nothing more apart, fewer than the second
@@ -199,11 +201,19 @@ def learn_features(component: Component, patches: Sequence[np.ndarray], seed: in
     """
     if component.centred:
         patches = [one - one.mean(axis=(0, 1)) for one in patches]
-    rows = np.concatenate([one.reshape(-1, one.shape[2]) for one in patches])
-    rows = _some(rows, AXES_FROM, seed).astype(np.float64)
-    mean = rows.mean(axis=0)
-    rows -= mean
-    variances, axes = np.linalg.eigh(rows.T @ rows / max(len(rows) - 1, 1))
+    lots = [one.reshape(-1, one.shape[2]) for one in patches]
+    count = sum(map(len, lots))
+    if count > AXES_FROM:
+        lots, count = [_some(np.concatenate(lots), AXES_FROM, seed)], AXES_FROM
+    # A picture at a time stays in the cache; in double precision the mean may be taken off last.
+    total, scatter = np.zeros(lots[0].shape[1]), 0.0
+    for lot in lots:
+        rows = lot.astype(np.float64)
+        total += rows.sum(axis=0)
+        scatter = scatter + rows.T @ rows
+    mean = total / count
+    scatter -= count * np.outer(mean, mean)
+    variances, axes = np.linalg.eigh(scatter / max(count - 1, 1))
     variances, axes = variances[::-1], axes[:, ::-1]
     kept = max(1, min(component.axes, int((variances > LEAST_VARIANCE * variances[0]).sum())))
     scaled = axes[:, :kept] / np.sqrt(np.maximum(variances[:kept], 1e-12))
@@ -222,6 +232,8 @@ def fit_component(
     most_floats: int,
     seed: int = 0,
     trim: float = 0.0,
+    rows: np.ndarray | None = None,
+    apart: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """
     Fit one component to features of good pictures.
@@ -235,6 +247,10 @@ def fit_component(
     seed : int
     trim : float
         As in `PatchSettings`.
+    rows : ndarray of int, optional
+        The pictures to fit to, rising; by default all.
+    apart : ndarray of float32, shape (h * w, n, n), optional
+        For `place`: `squares_apart` of these features, where it is known already.
 
     Returns
     -------
@@ -242,9 +258,14 @@ def fit_component(
         As `ComponentModel` takes them: those in `HALVED` of float16, as they are stored, so that
         held-out distances are rounded like those of the frame loop. The others of float32.
     """
-    fitted = _fit(component, features, most_floats, seed, trim)
+    rows = np.arange(len(features)) if rows is None else rows
+    fitted = None
+    if component.kind == "place":
+        fitted = _fit_places(features, most_floats, trim, rows, apart)
+    if fitted is None:
+        fitted = _fit(component, features[rows], most_floats, seed, trim)
     return {
-        name: array.astype(np.float16) if name in HALVED else array
+        name: array.astype(np.float16, copy=False) if name in HALVED else array
         for name, array in fitted.items()
     }
 
@@ -258,8 +279,8 @@ def _fit(
     if component.kind == "gauss":
         return _fit_gauss(features, component.share)
     if component.kind == "place":
-        rows = np.ascontiguousarray(by_place.transpose(1, 0, 2))
         most = max(1, most_floats // (places * axes))
+        rows = np.ascontiguousarray(by_place.transpose(1, 0, 2))
         if trim:
             rows = _trimmed(rows, trim)
         return {"rows": rows if rows.shape[1] <= most else _choose_each(rows, most)}
@@ -328,6 +349,82 @@ def choose(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[chosen]
 
 
+def squares_apart(features: np.ndarray) -> np.ndarray | None:
+    """
+    Squared distances between the patches of one place, for every place.
+
+    Parameters
+    ----------
+    features : ndarray of float32, shape (n, h, w, d)
+
+    Returns
+    -------
+    ndarray of float32, shape (h * w, n, n), or None
+        None where they are more than `MOST_APART` numbers.
+    """
+    count, height, width, axes = features.shape
+    if count**2 * height * width > MOST_APART:
+        return None
+    rows = np.ascontiguousarray(features.reshape(count, -1, axes).transpose(1, 0, 2))
+    squares = np.einsum("pnd,pnd->pn", rows, rows)
+    apart = np.matmul(rows, rows.transpose(0, 2, 1))
+    apart *= -2
+    apart += squares[:, None, :]
+    apart += squares[:, :, None]
+    return apart
+
+
+def _fit_places(
+    features: np.ndarray,
+    most_floats: int,
+    trim: float,
+    rows: np.ndarray,
+    apart: np.ndarray | None,
+) -> dict[str, np.ndarray] | None:
+    """As `_trimmed` and `_choose_each`, from the distances; None where they are too many."""
+    apart = squares_apart(features) if apart is None else apart
+    if apart is None:
+        return None
+    places, count, _ = apart.shape
+    by_place = features.reshape(count, places, -1)
+    most = max(1, most_floats // (places * by_place.shape[2]))
+    left_out = np.setdiff1d(np.arange(count), rows)
+    return {"rows": by_place[_picked(apart, most, trim, left_out), np.arange(places)[:, None]]}
+
+
+def _picked(apart: np.ndarray, most: int, trim: float, left_out: np.ndarray) -> np.ndarray:
+    """Which pictures' patches are stored of each place, int, shape (places, up to `most`)."""
+    places, own = np.arange(len(apart)), np.arange(apart.shape[1])
+    stays = np.ones(apart.shape[:2], np.float32)
+    stays[:, left_out] = 0
+    kept = np.broadcast_to(np.delete(own, left_out), (len(apart), len(own) - len(left_out)))
+    if trim:
+        others = apart.copy()
+        others[:, own, own] = others[:, :, left_out] = np.inf
+        nearest_sq = np.delete(others.min(axis=2), left_out, axis=1)
+        kept = np.take_along_axis(kept, _least(nearest_sq, trim), axis=1)
+        stays[:] = 0
+        np.put_along_axis(stays, kept, 1, axis=1)
+    if kept.shape[1] <= most:
+        return kept
+    # The row nearest to their mean has the least sum of squared distances to them.
+    sums = np.matmul(apart, stays[:, :, None])[:, :, 0]
+    at = np.where(stays, sums, np.inf).argmin(axis=1)
+    nearest_sq = np.where(stays, np.float32(np.inf), np.float32(-np.inf))
+    chosen = np.empty((len(apart), most), int)
+    for index in range(most):
+        chosen[:, index] = at
+        np.minimum(nearest_sq, apart[places, at], out=nearest_sq)
+        at = nearest_sq.argmax(axis=1)
+    return chosen
+
+
+def _least(nearest_sq: np.ndarray, share: float) -> np.ndarray:
+    """Each place's rows but the share that is farthest from the others, in their order."""
+    kept = max(1, int(round(nearest_sq.shape[1] * (1 - share))))
+    return np.sort(np.argsort(nearest_sq, axis=1, kind="stable")[:, :kept], axis=1)
+
+
 def _trimmed(rows: np.ndarray, share: float) -> np.ndarray:
     """
     Each place's rows without the share that is farthest from any other picture's.
@@ -339,7 +436,6 @@ def _trimmed(rows: np.ndarray, share: float) -> np.ndarray:
     count = rows.shape[1]
     if count > TRIMMED_FROM:
         rows = rows[:, np.linspace(0, count - 1, TRIMMED_FROM).astype(int)]
-    kept = max(1, int(round(rows.shape[1] * (1 - share))))
     nearest_sq = np.empty(rows.shape[:2], np.float32)
     # As many places at once as stay in the cache: one by one, numpy's own time is half of it.
     some, own = max(1, 2**18 // rows.shape[1] ** 2), np.arange(rows.shape[1])
@@ -352,8 +448,7 @@ def _trimmed(rows: np.ndarray, share: float) -> np.ndarray:
         distance_sq += squares[:, :, None]
         distance_sq[:, own, own] = np.inf
         nearest_sq[start : start + some] = distance_sq.min(axis=2)
-    order = np.sort(np.argsort(nearest_sq, axis=1, kind="stable")[:, :kept], axis=1)
-    return np.take_along_axis(rows, order[:, :, None], axis=1)
+    return np.take_along_axis(rows, _least(nearest_sq, share)[:, :, None], axis=1)
 
 
 def _choose_each(rows: np.ndarray, count: int) -> np.ndarray:
@@ -501,10 +596,13 @@ def hold_out(
     """
     good = np.empty(features.shape[:3], np.float32)
     probe = np.empty((0,) if probes is None else probes.shape[:3], np.float32)
+    # The distances between pictures are the same whatever is held out.
+    apart = squares_apart(features) if component.kind == "place" else None
+    # What is picked by known distances is only copied: it may be rounded all at once before.
+    copied = features if apart is None else features.astype(np.float16)
     for held in folds:
-        rest = np.ones(len(features), bool)
-        rest[held] = False
-        fitted = fit_component(component, features[rest], most_floats, trim=trim)
+        rest = np.delete(np.arange(len(features)), held)
+        fitted = fit_component(component, copied, most_floats, trim=trim, rows=rest, apart=apart)
         model = ComponentModel(component, fitted)
         for row in held:
             good[row] = model.distance(features[row])

@@ -42,7 +42,12 @@ MOST_MOVE, MOST_TURN, MOST_GROW = 4.0, 0.15, 0.08
 MOST_SCALE = 1.08
 
 
-def sampled(picture: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def sampled(
+    picture: np.ndarray,
+    matrix: np.ndarray,
+    size: tuple[int, int],
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """
     Sample a picture bilinearly at the places that `matrix` gives for the pixels of another.
 
@@ -54,11 +59,14 @@ def sampled(picture: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> n
         From pixels (x, y, 1) of the picture wanted to pixels of this one.
     size : tuple of int
         (height, width) of the picture wanted.
+    out : ndarray, optional
+        Of that size and the picture's dtype, to be filled.
     """
     return cv2.warpAffine(
         picture,
         matrix,
         (size[1], size[0]),
+        out,
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
@@ -105,7 +113,7 @@ def _sample(picture: np.ndarray, pose: _Pose, size: tuple[int, int]) -> np.ndarr
 
 
 class _Level:
-    """One size of the template with what Gauss-Newton needs of it."""
+    """One size of the template with what Gauss-Newton needs of it; not for two threads at once."""
 
     def __init__(self, picture: np.ndarray, turns: bool) -> None:
         self.size = height, width = picture.shape
@@ -118,30 +126,42 @@ class _Level:
         norm = max(float(np.linalg.norm(normal)), 1e-9)
         normal = (normal / norm).ravel()
         down, across = np.gradient(picture)
-        y, x = np.mgrid[0:height, 0:width].astype(np.float64)
-        x -= (width - 1) / 2
-        y -= (height - 1) / 2
+        y = np.arange(height)[:, None] - (height - 1) / 2
+        x = np.arange(width) - (width - 1) / 2
         columns = [across, down]
         if turns:
             columns += [
                 (x * down - y * across) / self._radius,
                 (x * across + y * down) / self._radius,
             ]
-        jacobian = np.stack([column.ravel() for column in columns], axis=1) / norm
+        # Its columns one after the other: numpy is slow along short last axes.
+        jacobian = np.stack([column.ravel() for column in columns])
+        jacobian /= norm
         # Brightness and contrast are free: what they could explain is taken out.
         constant = np.full(len(normal), 1 / math.sqrt(len(normal)))
-        basis = np.stack([constant, normal], axis=1)
-        jacobian -= basis @ (basis.T @ jacobian)
+        basis = np.stack([constant, normal])
+        jacobian -= (jacobian @ basis.T) @ basis
         # A direction without gradients, as the turn of a disc has none, is left alone. By the
         # normal equations, whose singular values are squares: the pseudo-inverse of all pixels
         # takes ten times as long.
-        solver = np.linalg.pinv(jacobian.T @ jacobian, rcond=1e-4, hermitian=True) @ jacobian.T
+        solver = np.linalg.pinv(jacobian @ jacobian.T, rcond=1e-4, hermitian=True) @ jacobian
         # One product gives the moves, the correlation and the mean of a sampled picture.
         self._rows = np.concatenate([solver, normal[None], constant[None]]).astype(np.float32)
+        # Fresh memory for each picture would cost as much as what is computed in it.
+        self._picture, self._matrix = np.empty((height, width), np.float32), np.empty((2, 3))
+        self._middle = complex((width - 1) / 2, (height - 1) / 2)
+
+    def _sample(self, picture: np.ndarray, pose: _Pose) -> np.ndarray:
+        """The picture at a pose, shape (height * width,); valid until the next."""
+        factor, offset = pose
+        offset -= factor * self._middle
+        a, b = factor.real, factor.imag
+        self._matrix.flat = (a, -b, offset.real, b, a, offset.imag)
+        return sampled(picture, self._matrix, self.size, self._picture).ravel()
 
     def compare(self, picture: np.ndarray, pose: _Pose) -> tuple[float, _Pose, float]:
         """Correlation at a pose, the pose after one Gauss-Newton step, and the step's length."""
-        flat = _sample(picture, pose, self.size).ravel()
+        flat = self._sample(picture, pose)
         *move, product, mean = (self._rows @ flat).tolist()
         norm = math.sqrt(max(float(flat @ flat) - mean * mean, 1e-6))
         agreement = product / norm
@@ -219,11 +239,15 @@ class PoseSearch:
         padded = cv2.copyMakeBorder(template, *[margin] * 4, cv2.BORDER_CONSTANT, value=0)
         blurred = cv2.GaussianBlur(padded, (0, 0), blur)
         middle = (padded.shape[1] - 1) / 2, (padded.shape[0] - 1) / 2
-        rows = []
-        for angle in self._angles:
-            matrix = similarity(self._step, -angle, self._centroid + middle)
-            rows.append(_normalised(warp(blurred, matrix, (TURN_SIDE, TURN_SIDE))))
-        return np.stack(rows)
+        size = TURN_SIDE, TURN_SIDE
+        rows = np.empty((len(self._angles), *size), np.float32)
+        factors = self._step * np.exp(-1j * self._angles)
+        offsets = complex(*(self._centroid + middle)) - factors * (TURN_SIDE - 1) * _HALF
+        ahead = np.stack([factors.real, -factors.imag, offsets.real], axis=1)
+        below = np.stack([factors.imag, factors.real, offsets.imag], axis=1)
+        for row, matrix in zip(rows, np.stack([ahead, below], axis=1), strict=True):
+            row[:] = sampled(blurred, matrix, size)
+        return _normalised(rows.reshape(len(rows), -1))
 
     def pose(
         self, maps: Sequence[np.ndarray], centre: tuple[float, float]
@@ -283,7 +307,7 @@ class PoseSearch:
         place = (complex(*centre) + _HALF) * 0.5**index - _HALF
         pose = complex(self._step * 0.5**index), place
         square = _sample(maps[index], pose, (TURN_SIDE, TURN_SIDE))
-        likeness = self._rows @ _normalised(square)
+        likeness = self._rows @ _normalised(square.reshape(1, -1))[0]
         ranked = np.argsort(-likeness)
         peaks: list[int] = []
         for candidate in ranked.tolist():
@@ -297,10 +321,11 @@ class PoseSearch:
         return [float(self._angles[peak]) for peak in peaks]
 
 
-def _normalised(picture: np.ndarray) -> np.ndarray:
-    flat = picture.ravel().astype(np.float32)
-    flat -= flat.mean()
-    return flat / max(float(np.linalg.norm(flat)), 1e-6)
+def _normalised(rows: np.ndarray) -> np.ndarray:
+    """Rows of float32, each brought to mean 0 and norm 1."""
+    away = rows - rows.mean(axis=1, keepdims=True)
+    norms = np.sqrt(np.einsum("ij,ij->i", away, away))
+    return away / np.maximum(norms, np.float32(1e-6))[:, None]
 
 
 def _centroid(picture: np.ndarray) -> np.ndarray:

@@ -201,22 +201,46 @@ def learn_limits(good: Sequence[Measures], empty: Iterable[Measures] = ()) -> Li
     limits : Limits or None
         None where there is no good picture.
     """
-    if not good:
+    return read_limits(learn_section(good, light_of(empty)))
+
+
+def light_of(empty: Iterable[Measures]) -> dict[str, Any] | None:
+    """What pictures of the empty station teach, as `learn_section` takes it; None for none."""
+    empty = list(empty)
+    if not empty:
         return None
-    seen = [*good, *empty]
-    spans = {
-        name: _span(getattr(measures, name) for measures in (seen if name in _OF_LIGHT else good))
-        for name in _MOST
-    }
-    return Limits(len(good), **spans)
+    spans = {name: _span(getattr(measures, name) for measures in empty) for name in _OF_LIGHT}
+    return {"images": 0, **{name: list(span) for name, span in spans.items()}}
 
 
-def merge_limits(one: Limits | None, other: Limits | None) -> Limits | None:
-    """The limits of two lots of good pictures, as if all had been measured together."""
-    if one is None or other is None:
-        return one or other
-    spans = {name: _span([*getattr(one, name), *getattr(other, name)]) for name in _MOST}
-    return Limits(one.images + other.images, **spans)
+def learn_section(
+    good: Sequence[Measures], fixed: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """
+    The manifest's section `quality`, made so that each good picture can be taken out again.
+
+    Parameters
+    ----------
+    good : sequence of Measures
+    fixed : mapping or None
+        What is no picture that could be taken out: `light_of` the empty station, or the section of
+        a bundle that did not keep what each of its pictures measured.
+
+    Returns
+    -------
+    section : dict or None
+        Lowest and highest of each measure, the number of good pictures as `images`, and `fixed`
+        where it was given. None where there is no good picture.
+    """
+    fixed = dict(fixed or {})
+    spans = {}
+    for name in _MOST:
+        values = [getattr(measures, name) for measures in good] + fixed.get(name, [])
+        if not values:
+            return None
+        spans[name] = list(_span(values))
+    section = {"images": len(good) + fixed.get("images", 0), **spans}
+    return {**section, "fixed": fixed} if fixed and good else section
 
 
 def as_section(limits: Limits | None) -> dict[str, Any] | None:
@@ -240,19 +264,33 @@ def read_limits(section: Mapping[str, Any] | None) -> Limits | None:
     """
     if section is None:
         return None
-    if set(section) != {"images", *_MOST}:
+    section = dict(section)
+    fixed = section.pop("fixed", None)
+    if fixed is not None:
+        names = _MOST if isinstance(fixed, dict) and len(fixed) > 1 + len(_OF_LIGHT) else _OF_LIGHT
+        _read_spans(fixed, "quality.fixed", names, 0 if names is _OF_LIGHT else 1)
+    return Limits(*_read_spans(section, "quality", _MOST, 1))
+
+
+def _read_spans(
+    section: Any, where: str, names: Iterable[str], least_images: int
+) -> tuple[Any, ...]:
+    """The number of images and each of the ranges named, in that order."""
+    wanted = {"images", *names}
+    if not isinstance(section, dict) or set(section) != wanted:
+        got = ", ".join(sorted(section)) if isinstance(section, dict) else repr(section)
         raise BundleError(
-            f"manifest.json: quality holds {', '.join(sorted(section)) or 'nothing'}, "
-            f"wanted {', '.join(sorted(('images', *_MOST)))}"
+            f"manifest.json: {where} holds {got or 'nothing'}, wanted {', '.join(sorted(wanted))}"
         )
     images = section["images"]
-    if not isinstance(images, int) or isinstance(images, bool) or images < 1:
+    if not isinstance(images, int) or isinstance(images, bool) or images < least_images:
         raise BundleError(
-            f"manifest.json: quality.images is {images!r}, wanted a whole number from 1"
+            f"manifest.json: {where}.images is {images!r}, wanted a whole number from "
+            f"{least_images}"
         )
-    spans = {}
-    for name, most in _MOST.items():
-        value = section[name]
+    spans = []
+    for name in names:
+        value, most = section[name], _MOST[name]
         numbers = isinstance(value, list) and [
             v for v in value if isinstance(v, int | float) and not isinstance(v, bool)
         ]
@@ -263,11 +301,11 @@ def read_limits(section: Mapping[str, Any] | None) -> Limits | None:
             and 0 <= numbers[0] <= numbers[1] <= most
         ):
             raise BundleError(
-                f"manifest.json: quality.{name} is {value!r}, wanted lowest and highest"
+                f"manifest.json: {where}.{name} is {value!r}, wanted lowest and highest"
                 + (f", 0 to {most:g}" if math.isfinite(most) else "")
             )
-        spans[name] = (float(numbers[0]), float(numbers[1]))
-    return Limits(images, **spans)
+        spans.append((float(numbers[0]), float(numbers[1])))
+    return images, *spans
 
 
 def check(
@@ -326,7 +364,7 @@ def check(
             reason = _exposure(measures, limits, margin)
     if reason is None and memory.equal >= frozen_frames:
         reason = f"camera: frozen (the same picture {memory.equal} times)"
-    if reason is None and limits is not None:
+    if reason is None and limits is not None and sharpness < bounds.least_sharpness:
         reason = _blur(sharpness, contrast, look.slopes, limits, margin)
     return reason, memory
 
@@ -457,15 +495,13 @@ def _exposure(measures: Measures, limits: Limits, margin: float) -> str | None:
 def _blur(
     sharpness: float, contrast: float, slopes: float, limits: Limits, margin: float
 ) -> str | None:
-    bounds = _bounds(limits, margin)
-    if sharpness >= bounds.least_sharpness:
-        return None
+    """Whether a picture below the lowest sharpness is blurred, or has nothing to be sharp."""
     # No blur is less sharp than slopes. Good pictures that are show nothing but noise or even fine
     # texture, whose share of coarse detail is chance: of such, sharpness says nothing.
     if limits.sharpness[0] <= slopes / SLOPES:
         return None
     good = f"good pictures from {limits.sharpness[0]:.2f}"
-    if contrast >= bounds.least_contrast:
+    if contrast >= _bounds(limits, margin).least_contrast:
         return f"quality: blurred (sharpness {sharpness:.2f}, {good})"
     if contrast >= LEAST_SLOPES_CONTRAST and sharpness <= slopes:
         return f"quality: blurred (no outline left: sharpness {sharpness:.2f}, {good})"

@@ -6,8 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
-from edge_app.bundle import load_bundle
+from edge_app.bundle import load_bundle, write_bundle
 from edge_app.cli import main
+from edge_app.config import load_config
+from edge_app.enrol import known_pictures
+from edge_app.errors import BundleError
+from edge_app.knowledge import Teacher, known_from, limits_stay, pictures_of
 
 
 def enrol(folder, base_path, out, *more):
@@ -37,6 +41,110 @@ def strange_picture(kind, good):
     blob = good.copy()
     cv2.circle(blob, (80, 80), 25, (0, 0, 255), -1)
     return blob
+
+
+def write_grain(folder, pictures):
+    folder.mkdir()
+    for name, picture in pictures.items():
+        cv2.imwrite(str(folder / f"{name}.png"), picture)
+    return folder
+
+
+def reenrol(*argv):
+    assert main([str(arg) for arg in ("enroll", *argv)]) == 0
+    return load_bundle(argv[argv.index("--out") + 1])
+
+
+@pytest.fixture
+def uneven(grain, base_path, tmp_path):
+    """
+    Of grain of which one picture, the last, is darker than the others and another brighter: the
+    bundle, the one of all but the dark one, and the dark one's id.
+    """
+    pictures = {f"{index:02d}": picture for index, picture in enumerate(grain)}
+    pictures["00"] = cv2.convertScaleAbs(grain[0], alpha=1.15)
+    rest = dict(pictures)
+    pictures["dark"] = cv2.convertScaleAbs(grain[-1], alpha=0.85)
+    whole = enrol(write_grain(tmp_path / "good", pictures), base_path, tmp_path / "b")
+    without = enrol(write_grain(tmp_path / "rest", rest), base_path, tmp_path / "without")
+    name = next(str(k) for k in whole.reference["image_ids"] if str(k).startswith("dark"))
+    return whole, without, name
+
+
+def test_a_picture_taken_out_leaves_the_limits_as_if_it_had_never_been(uneven, tmp_path):
+    whole, without, name = uneven
+    assert whole.manifest["quality"]["highlights"][0] < without.manifest["quality"]["highlights"][0]
+    argv = ["--remove", name, "--bundle", whole.path, "--out", tmp_path / "taken"]
+    taken = reenrol(*argv)
+    assert taken.manifest["quality"] == without.manifest["quality"]
+    assert np.array_equal(taken.reference["measures"], without.reference["measures"])
+    # And put in again, as if it had come with the others.
+    (tmp_path / "dark").mkdir()
+    (tmp_path / "dark" / "dark.png").write_bytes((tmp_path / "good" / "dark.png").read_bytes())
+    argv = [tmp_path / "dark", "--add", "--bundle", taken.path, "--out", tmp_path / "back"]
+    assert reenrol(*argv).manifest["quality"] == whole.manifest["quality"]
+
+
+def test_the_last_picture_taken_out_in_the_live_window_leaves_no_trace_either(uneven, encoder):
+    whole, without, name = uneven
+    known = known_from(whole)
+    assert limits_stay(known) == ""
+    teacher = Teacher(encoder, load_config().enroll)
+    left, taken = teacher.without_last(known, lambda *_: None)
+    assert taken == name
+    assert left.bundle.manifest["quality"] == without.manifest["quality"]
+    assert left.pictures[-1].measures == pictures_of(known)[-2].measures is not None
+
+
+def test_a_bundle_that_did_not_keep_what_its_pictures_measured_keeps_its_limits(uneven, tmp_path):
+    whole, _, name = uneven
+    reference = {key: array for key, array in whole.reference.items() if key != "measures"}
+    content = [whole.manifest, whole.encoder, None, reference, whole.learnt()]
+    old = write_bundle(tmp_path / "old", *content)
+    argv = ["--remove", name, "--bundle", old.path, "--out", tmp_path / "taken"]
+    assert reenrol(*argv).manifest["quality"] == old.manifest["quality"]
+    assert "limits of light and sharpness stay" in limits_stay(known_from(old))
+    # What is added to it can be taken out again.
+    bright = cv2.convertScaleAbs(cv2.imread(str(tmp_path / "good" / "00.png")), alpha=1.1)
+    folder = write_grain(tmp_path / "more", {"bright": bright})
+    # As a false alarm, or it would look odd and set no limits.
+    argv = [folder, "--add", "--false-alarms", "--bundle", old.path, "--out", tmp_path / "more-b"]
+    more = reenrol(*argv)
+    assert more.manifest["quality"]["highlights"][1] > old.manifest["quality"]["highlights"][1]
+    name = next(str(k) for k in more.reference["image_ids"] if str(k).startswith("bright"))
+    argv = ["--remove", name, "--bundle", more.path, "--out", tmp_path / "less-b"]
+    assert reenrol(*argv).manifest["quality"] == old.manifest["quality"]
+
+
+def test_light_of_the_empty_station_stays_in_the_limits(grain, base_path, tmp_path):
+    generator = np.random.default_rng(1)
+
+    def station():
+        return generator.integers(30, 40, (*grain[0].shape[:2], 1), dtype=np.uint8).repeat(3, 2)
+
+    pictures = {}
+    for index, surface in enumerate(grain):
+        pictures[f"{index:02d}"] = station()
+        pictures[f"{index:02d}"][40:120, 40:120] = surface[40:120, 40:120]
+    empty = write_grain(tmp_path / "empty", {str(index): station() for index in range(3)})
+    folder = write_grain(tmp_path / "good", pictures)
+    whole = enrol(folder, base_path, tmp_path / "b", "--empty", empty)
+    (folder / "03.png").unlink()
+    without = enrol(folder, base_path, tmp_path / "without", "--empty", empty)
+    name = next(str(k) for k in whole.reference["image_ids"] if str(k).startswith("03"))
+    argv = ["--remove", name, "--bundle", whole.path, "--out", tmp_path / "taken"]
+    taken = reenrol(*argv)
+    assert taken.manifest["quality"] == without.manifest["quality"]
+    assert taken.manifest["quality"]["highlights"][0] < 45
+
+
+def test_measures_of_another_shape_are_refused(uneven, tmp_path):
+    whole, _, name = uneven
+    reference = whole.reference | {"measures": whole.reference["measures"][1:]}
+    content = [whole.manifest, whole.encoder, None, reference, whole.learnt()]
+    broken = write_bundle(tmp_path / "broken", *content)
+    with pytest.raises(BundleError, match="array measures is float64 of shape"):
+        known_pictures(broken)
 
 
 @pytest.mark.parametrize("kind", ["noise", "plain", "blob"])

@@ -9,7 +9,7 @@ import pytest
 from edge_app.align import Aligner, alignment_section
 from edge_app.errors import InputError
 from edge_app.foreground import CAP, DARK
-from edge_app.learn_align import learn_alignment
+from edge_app.learn_align import _median_picture, learn_alignment
 
 FRAME = (120, 160)
 SIZE = (32, 64)
@@ -285,3 +285,23 @@ def test_colours_are_balanced_only_where_they_vary():
         frames.append(np.clip(frame * tint, 0, 255).astype(np.uint8))
     assert learn_alignment(frames, None).alignment.light == "white balance"
     assert learn_alignment(turned(10), None).alignment.light == "gain"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 24, 25, 50])
+def test_the_median_picture_is_numpys(count):
+    rng = np.random.default_rng(count)
+    pictures = [rng.integers(0, 9, (6, 7)).astype(np.float32) for _ in range(count)]
+    expected = np.median(pictures, axis=0)
+    assert np.array_equal(_median_picture(pictures), expected)
+
+
+def test_what_was_seen_while_learning_is_what_the_aligner_would_see():
+    frames = turned(8)
+    learnt = learn_alignment(frames, None)
+    assert learnt.alignment.recipe == "pose" and len(learnt.views) == len(frames)
+    aligner = Aligner(learnt.alignment, SIZE)
+    for frame, (seen, view) in zip(frames, learnt.views, strict=True):
+        assert seen is frame
+        again, known = aligner.align(frame), aligner.align(frame, view)
+        assert np.array_equal(again.pixels_rgb, known.pixels_rgb)
+        assert np.array_equal(again.matrix, known.matrix) and again.agreement == known.agreement

@@ -22,6 +22,7 @@ from edge_app.learn_patches import (
     DENSITY_NEIGHBOUR,
     LEAST_DEVIATION,
     LEAST_ROWS,
+    MOST_APART,
     MOST_BYTES,
     MOST_PRODUCTS,
     PatchSettings,
@@ -36,6 +37,7 @@ from edge_app.learn_patches import (
     learn_features,
     learn_patches,
     smoothing_of,
+    squares_apart,
     standard,
 )
 from edge_app.learnt_pictures import LearntPicture
@@ -142,6 +144,27 @@ def test_a_place_keeps_the_greedy_choice_of_its_own_patches():
     np.testing.assert_array_equal(
         everything, features.reshape(15, 6, 4).transpose(1, 0, 2).astype(np.float16)
     )
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.1])
+@pytest.mark.parametrize("most", [5, 1000])
+def test_pictures_left_out_are_as_if_they_had_never_been(trim, most):
+    component, features = Component("place", 0, 4), normal(1, 25, 3, 2, 4)
+    rows, floats = np.delete(np.arange(25), [0, 7, 8, 24]), most * 6 * 4
+    alone = fit_component(component, features[rows], floats, trim=trim)["rows"]
+    apart = squares_apart(features)
+    for known in (None, apart):
+        among = fit_component(component, features, floats, trim=trim, rows=rows, apart=known)
+        np.testing.assert_array_equal(among["rows"], alone)
+
+
+@pytest.mark.parametrize("trim", [0.0, 0.1])
+def test_places_whose_distances_are_too_many_to_be_kept_choose_alike(trim):
+    component, features = Component("place", 0, 4), normal(2, 200, 21, 20, 4)
+    assert 200**2 * 21 * 20 > MOST_APART and squares_apart(features) is None
+    rows = fit_component(component, features, 5 * 21 * 20 * 4, trim=trim)["rows"]
+    few = fit_component(component, features[:, :3], 5 * 3 * 20 * 4, trim=trim)["rows"]
+    np.testing.assert_array_equal(rows[: 3 * 20], few)
 
 
 def test_radius_is_the_distance_to_the_tenth_neighbour():

@@ -18,9 +18,10 @@ from edge_app.quality import (
     as_section,
     check,
     learn_limits,
+    learn_section,
+    light_of,
     lowest_sharpness,
     measure,
-    merge_limits,
     read_limits,
     sees_nothing,
 )
@@ -318,12 +319,36 @@ def test_the_light_of_the_empty_station_is_learnt_but_not_its_lack_of_edges():
     assert limits.images == 10
 
 
-def test_merged_limits_are_those_of_all_pictures(still_frames):
+def test_what_cannot_be_taken_out_stays_in_the_limits_and_pictures_can_be(still_frames):
     measured = [measure(frame) for frame in still_frames["good"]]
-    together = merge_limits(learn_limits(measured[:30]), learn_limits(measured[30:]))
-    assert together == learn_limits(measured)
-    assert merge_limits(None, together) == merge_limits(together, None) == together
-    assert merge_limits(None, None) is None and learn_limits([]) is None
+    old = learn_section(measured[:30])
+    together = learn_section(measured[30:], old)
+    assert read_limits(together) == learn_limits(measured)
+    assert together["fixed"] == old and learn_section([], together["fixed"]) == old
+    dark = light_of([measure(frame // 4) for frame in still_frames["good"][:3]])
+    lit = learn_section(measured, dark)
+    assert lit["shadows"][0] == dark["shadows"][0] < learn_section(measured)["shadows"][0]
+    assert read_limits(json.loads(json.dumps(lit))).images == len(measured)
+    assert learn_section([], dark) is None and light_of([]) is None and learn_limits([]) is None
+
+
+@pytest.mark.parametrize(
+    "fixed",
+    [
+        [],
+        {},
+        {"images": -1},
+        {"shadows": [9.0, 8.0]},
+        {"sharpness": [0.2, 0.3]},
+    ],
+)
+def test_what_stays_in_the_limits_is_checked_too(fixed, limits):
+    light = light_of([Measures(1.0, 2.0, 0.0, 0.5, 0.3, 9.0)])
+    section = {**as_section(limits), "fixed": light}
+    assert read_limits(section) == limits
+    section["fixed"] = {**light, **fixed} if fixed else fixed
+    with pytest.raises(BundleError, match=r"manifest.json: quality.fixed"):
+        read_limits(section)
 
 
 def test_the_manifest_section_gives_the_limits_back(limits):

@@ -27,6 +27,7 @@ from edge_app.enrol import (
     choose_alignment,
     gather,
     kept_pictures,
+    known_pictures,
     learn,
     learnt_manifest,
     promise,
@@ -183,7 +184,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     patch_settings = default_settings(
         encoder.map_shapes, usable_maps(encoder.map_shapes), most_bytes
     )
-    region_kept, known, alignment = args.region, [], None
+    region_kept, known, alignment, views = args.region, [], None, []
     if extends:
         known = _known(base, args.remove)
         settings, patch_settings = settings_of(base.manifest["scorer"], most_bytes)
@@ -203,6 +204,9 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
                 frames.sample(ALIGN_PICTURES), region_kept, recipe_wanted, empty_frames
             )
             alignment, reason = chosen.alignment, chosen.reason
+            # Frames that are read again are others; these and what was seen in them may go.
+            views = chosen.views if frames.held else []
+            del chosen
         with _Progress("learning", len(frames)) as progress:
             gathered = gather(
                 frames,
@@ -214,6 +218,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
                 "false alarm" if args.false_alarms else "good",
                 read_limits(base.manifest["quality"]) if extends else None,
                 progress,
+                views,
             )
     learning = learn(
         [*known, *gathered.pictures],
@@ -291,13 +296,12 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 
 def _known(base: Bundle, removed: Sequence[str]) -> list[LearntPicture]:
     """The pictures that a bundle learnt, without those taken out."""
-    content = base.learnt()
-    if content is None:
+    pictures = known_pictures(base)
+    if pictures is None:
         raise InputError(
             f"{base.path}: does not hold the pictures it learnt, so it cannot be extended: "
             "enroll all pictures anew"
         )
-    pictures = unpack(content, str(base.path / "learnt.npz"))
     kept = {picture.image_id for picture in pictures}
     learnt = {str(name) for name in base.reference["image_ids"]}
     for name in removed:
@@ -383,6 +387,11 @@ class _Frames:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def held(self) -> bool:
+        """Whether the same frames come every time."""
+        return self._held is not None
 
     def __iter__(self) -> Iterator[Frame]:
         if self._held is not None:
