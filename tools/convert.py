@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from edge_app.encoder import Encoder
 from edge_app.enrol import FEW_IMAGES, LEAST_IMAGES
 from edge_app.errors import InputError
 from edge_app.preprocess import Preprocessing
+from tools.equalise import prepared_for_int8
 from tools.inspection_set import good_pictures, read_inspection_set, read_prepared
 from tools.parity import (
     CALLS,
@@ -44,8 +46,10 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "int8")
 
-# More pictures than this move the ranges of an int8 model no further and only cost time.
-MAX_REPRESENTATIVE = 100
+# More pictures than this move the ranges of an int8 model no further. All their maps are held in
+# memory at once to correct its biases, so of large ones fewer are taken: of so many pixels together
+# (2 GB with width 1), but never fewer than the least.
+MAX_REPRESENTATIVE, LEAST_REPRESENTATIVE, REPRESENTATIVE_PIXELS = 50, 16, 800_000
 PARITY_PICTURES = 16
 # Good pictures that the part is learnt from through either model, at most: with the defects drawn
 # on them 240 pictures, seconds of Keras.
@@ -416,7 +420,8 @@ def to_tflite(
         embedding in, picture out).
     dtype : {"float32", "float16", "int8"}
         float16 stores half-precision weights and computes in float32. int8 is full integer:
-        int8 in, int8 out, nothing in between in float.
+        int8 in, int8 out, nothing in between in float; what takes pictures goes through
+        `tools.equalise` first.
     representative : ndarray, optional
         For int8: N inputs that set the ranges, either uint8 RGB pictures (N, H, W, 3) or
         float32 inputs (N, ...) as the model takes them.
@@ -456,6 +461,17 @@ def to_tflite(
             )
     import tensorflow as tf
 
+    if dtype == "int8":
+        inputs = _spread(representative, MAX_REPRESENTATIVE)
+        if inputs.dtype == np.uint8:
+            affordable = REPRESENTATIVE_PIXELS // math.prod(inputs.shape[1:3])
+            inputs = _spread(inputs, max(LEAST_REPRESENTATIVE, affordable))
+            inputs = model_inputs(np.concatenate([inputs, _stretched(inputs[:1])]))
+            # With the very inputs that the converter sees, so that its grids are those reckoned
+            # with. Decoders, whose inputs are no pictures, follow closely as they are (0.9999).
+            model = prepared_for_int8(model, inputs)
+        inputs = model_inputs(inputs)
+
     # An open batch makes tflite-runtime plan memory anew and skip its fast kernels.
     signature = tf.TensorSpec((batch, *model.input_shape[1:]), tf.float32, name="input")
 
@@ -476,10 +492,6 @@ def to_tflite(
     if dtype == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if dtype == "int8":
-        inputs = _spread(representative, MAX_REPRESENTATIVE)
-        if inputs.dtype == np.uint8:
-            inputs = np.concatenate([inputs, _stretched(inputs[:1])])
-        inputs = model_inputs(inputs)
         converter.representative_dataset = lambda: ([rows] for rows in _batches(inputs, batch))
         # Full integer on purpose: the dynamic-range models that the converter makes otherwise
         # (float activations, int8 weights) do not load in tflite-runtime 2.14.
