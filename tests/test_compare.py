@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +19,7 @@ import numpy as np
 import pytest
 
 from tools.__main__ import main
+from tools.compare import LOCK
 from tools.compare_report import Line, lines_of, verdict
 from tools.methods import Fitted, Method
 from tools.methods import registry as registry_module
@@ -257,3 +264,65 @@ def test_lines_are_sorted_by_their_mean(parts, tmp_path, counted):
     lines = lines_of([replace(outcome, fit_s=9.0) for outcome in outcomes])
     assert [row.name for row in lines] == ["counted, brightest", "counted, worse"]
     assert lines[0].fit_s == 9.0 and Path(outcomes[0].data_dir) == parts
+
+
+def test_two_commands_do_not_work_in_one_folder(parts, tmp_path, counted, capsys):
+    out = tmp_path / "out"
+    assert compare(parts, out, "--seeds", "0") == 0
+    with open(out / LOCK, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert compare(parts, out, "--seeds", "0") == 2
+    assert "another compare works there" in capsys.readouterr().err
+    assert compare(parts, out, "--seeds", "0") == 0
+
+
+def test_a_lost_number_of_seconds_does_not_stop_a_run(parts, tmp_path, counted):
+    folder = tmp_path / "out/plates/none/counted/seed_0"
+    folder.mkdir(parents=True)
+    (folder / "fit_s").write_text("")  # the power went as it was written
+    assert compare(parts, tmp_path / "out", "--seeds", "0") == 0
+    assert (folder / "result.json").is_file()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, "bug"])
+def test_whatever_ends_the_command_ends_its_processes(tmp_path, end):
+    script = Path(__file__).with_name("compare_process.py")
+    more = ["bug"] if end == "bug" else []
+    root = Path(__file__).parents[1]
+    command = subprocess.Popen(
+        [sys.executable, script, tmp_path, *more],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        written = [tmp_path / str(number) / "fitted/pids" for number in range(2)]
+        wait_for(lambda: all(path.exists() and path.read_text() for path in written))
+        pids = [int(pid) for path in written for pid in path.read_text().split()]
+        if end != "bug":
+            assert all(alive(pid) for pid in pids)
+            command.send_signal(end)
+        error = command.communicate(timeout=60)[1]
+        assert command.returncode != 0 and ("a bug in a method" in error) == (end == "bug")
+        wait_for(lambda: not any(alive(pid) for pid in pids))
+        if end != signal.SIGKILL:
+            assert float((tmp_path / "0/fit_s").read_text()) > 0
+    finally:
+        command.kill()
+
+
+def wait_for(reached):
+    limit_s = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < limit_s
+        time.sleep(0.02)

@@ -10,16 +10,19 @@ the page are made anew each time from all that --out holds, whatever was asked f
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import math
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,9 @@ from tools.methods import Aligners, Part, View
 from tools.report_html import count
 
 ALIGNMENTS = ("auto", "none")
+LOCK = ".lock"
+# Starts a run and says, some time, why it could not be carried out, or None.
+Start = Callable[[Run], "Future[str | None]"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -130,10 +136,8 @@ def _minutes(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; see the module's docstring."""
-    from tqdm import tqdm
 
     from tools.check_data import warn
-    from tools.compare_report import write_all
     from tools.methods.registry import METHODS
 
     unknown = [name for name in args.methods if name not in METHODS]
@@ -153,6 +157,15 @@ def run(args: argparse.Namespace) -> int:
     for data_dir in args.data:
         refuse_one_sided(read_inspection_set(data_dir))
         warn(data_dir)
+    with _alone_in(args.out):
+        return _compare(args)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from tools.compare_report import write_all
+
     runs = list(planned(args))
     waiting = [one for one in runs if done(one) is None]
     budget_s = math.inf if args.budget is None else args.budget * 60
@@ -178,6 +191,20 @@ def run(args: argparse.Namespace) -> int:
     if waiting:
         print(f"{len(waiting)} of {len(runs)} runs are left: the same command goes on with them")
     return 0
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """See that no other command works on the same runs; the lock goes with the process."""
+    with open(folder / LOCK, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"--out {printable(folder)}: another compare works there; wait for it, or name "
+                "another folder"
+            ) from None
+        yield
 
 
 def carry_out_all(waiting: list[Run], jobs: int, budget_s: float, bar: Any) -> list[str]:
@@ -208,36 +235,26 @@ def carry_out_all(waiting: list[Run], jobs: int, budget_s: float, bar: Any) -> l
         If one of the processes ended by itself.
     """
     over_s = time.monotonic() + budget_s
-    began: dict[Future[str | None], Run] = {}
+    flying: dict[Future[str | None], Run] = {}
     failed = []
-    with ExitStack() as stack:
-        if jobs == 1:
-            begin = _begin_here
-        else:
-            begin = stack.enter_context(_processes(jobs)).submit
-        while waiting or began:
-            while waiting and len(began) < jobs and time.monotonic() < over_s:
+    with _at_once() if jobs == 1 else _processes(jobs) as start:
+        while waiting or flying:
+            while waiting and len(flying) < jobs and time.monotonic() < over_s:
                 one = waiting.pop(0)
                 bar.set_postfix_str(f"{one.part.name}, {one.method.name}, seed {one.seed}")
-                began[begin(_sentence_of, one, jobs == 1)] = one
-            if not began:
+                flying[start(one)] = one
+            if not flying:
                 break
-            for future in wait(began, return_when=FIRST_COMPLETED).done:
-                one = began.pop(future)
-                try:
-                    sentence = future.result()
-                except BrokenProcessPool:
-                    raise EdgeAppError(
-                        f"a process of --jobs {jobs} ended by itself, for want of memory perhaps: "
-                        "the same command goes on, with fewer jobs where it was memory"
-                    ) from None
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                del flying[future]
+                sentence = future.result()
                 if sentence is not None:
                     failed.append(sentence)
                 bar.update()
     return failed
 
 
-def _sentence_of(one: Run, progress: bool) -> str | None:
+def _sentence_of(one: Run, progress: bool = True) -> str | None:
     """Carry out a run; why it could not be, or None."""
     try:
         carry_out(one, progress)
@@ -251,22 +268,26 @@ def _sentence_of(one: Run, progress: bool) -> str | None:
     return None
 
 
-def _begin_here(
-    call: Callable[[Run, bool], str | None], one: Run, progress: bool
-) -> Future[str | None]:
-    """As of an executor, but over when it returns."""
-    future: Future[str | None] = Future()
-    future.set_result(call(one, progress))
-    return future
+@contextmanager
+def _at_once() -> Iterator[Start]:
+    """Runs in this process, each over when it has been started."""
+
+    def start(one: Run) -> Future[str | None]:
+        future: Future[str | None] = Future()
+        future.set_result(_sentence_of(one))
+        return future
+
+    yield start
 
 
 @contextmanager
-def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def _processes(jobs: int) -> Iterator[Start]:
     """
-    Processes that share the cores among them and draw no bars into each other's.
+    Runs in processes that share the cores among them and draw no bars into each other's.
 
     They are spawned, as TensorFlow does not survive a fork, and read their threads from the
-    environment when they import it.
+    environment when they import it. Whatever ends this command, by an error, Control-C or a signal,
+    ends them too, and what they have started.
     """
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
@@ -275,9 +296,21 @@ def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
     os.environ.update(shared)
     try:
         with ProcessPoolExecutor(
-            jobs, multiprocessing.get_context("spawn"), _start_process, (int(threads),)
+            jobs, multiprocessing.get_context("spawn"), _begin_process, (int(threads),)
         ) as pool:
-            yield pool
+            try:
+                yield lambda one: pool.submit(_in_process, one)
+            except BaseException:
+                # Leaving the pool waits for its runs: minutes, in which nothing would be said.
+                for process in multiprocessing.active_children():
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGTERM)
+                raise
+    except BrokenProcessPool:
+        raise EdgeAppError(
+            f"a process of --jobs {jobs} ended by itself, for want of memory perhaps: the same "
+            "command goes on, with fewer jobs where it was memory"
+        ) from None
     finally:
         for name, value in before.items():
             if value is None:
@@ -286,10 +319,25 @@ def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
                 os.environ[name] = value
 
 
-def _start_process(threads: int) -> None:
-    # Control-C ends it at once, without a traceback beside the command's own.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _begin_process(threads: int) -> None:
     cv2.setNumThreads(threads)
+    # A group of its own, with what it starts: Control-C is the command's to hear.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+    def end_with_the_command() -> None:
+        multiprocessing.parent_process().join()
+        os.killpg(0, signal.SIGTERM)
+
+    threading.Thread(target=end_with_the_command, daemon=True).start()
+
+
+def _in_process(one: Run) -> str | None:
+    try:
+        return _sentence_of(one, progress=False)
+    except SystemExit:
+        # The pool would take it for a result and wait for more work.
+        os._exit(1)
 
 
 def planned(args: argparse.Namespace) -> Iterator[Run]:

@@ -178,21 +178,34 @@ def carry_out(one: Run, progress: bool = True) -> Outcome:
     state = one.folder / "fitted"
     state.mkdir(exist_ok=True)
     clock = one.folder / "fit_s"
-    fit_s = float(clock.read_text()) if clock.is_file() else 0.0
+    fit_s = _read_seconds(clock)
     started_s = time.monotonic()
     try:
         fitted = one.method.fit(one.part, one.seed, state, progress)
     finally:
         # Stopped in between, the next go adds to it.
         fit_s += time.monotonic() - started_s
-        clock.write_text(str(fit_s))
+        _write(clock, str(fit_s))
     outcome = judge(one, fitted, fit_s)
     text = json.dumps(asdict(outcome), indent=1, allow_nan=False) + "\n"
-    temporary = one.folder / f".{RESULT}"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, one.folder / RESULT)
+    _write(one.folder / RESULT, text)
     clock.unlink()
     return outcome
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _read_seconds(path: Path) -> float:
+    """What earlier goes took; 0 where there were none, or their number was lost."""
+    try:
+        return float(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0.0
 
 
 def judge(one: Run, fitted: Fitted, fit_s: float) -> Outcome:
