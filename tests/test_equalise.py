@@ -111,3 +111,33 @@ def test_only_biases_are_corrected(encoder, pictures):
 def test_a_model_without_batch_normalisation_stays(pictures):
     model = keras.Sequential([keras.Input((32, 48, 3)), keras.layers.Conv2D(2, 3)])
     assert prepared_for_int8(model, network_input(pictures)) is model
+
+
+def network(build):
+    picture = keras.Input((32, 48, 3))
+    return keras.Model(picture, build(keras.layers.Conv2D(4, 3)(picture)))
+
+
+def test_a_bottleneck_of_nothing_and_one_added_to_itself(pictures):
+    def build(seen):
+        nothing = keras.layers.BatchNormalization(gamma_initializer="zeros")(seen)
+        twice = keras.layers.Add()([nothing, nothing])
+        return keras.layers.Conv2D(2, 1)(twice)
+
+    ready = prepared_for_int8(network(build), network_input(pictures))
+    assert all(np.isfinite(weights).all() for weights in ready.get_weights())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda seen: keras.layers.BatchNormalization(scale=False)(seen),
+        lambda seen: keras.layers.BatchNormalization(center=False)(seen),
+        lambda seen: keras.layers.Conv2D(4, 1, groups=2)(keras.layers.BatchNormalization()(seen)),
+        lambda seen: keras.Sequential([keras.layers.BatchNormalization()])(seen),
+        lambda seen: (again := keras.layers.BatchNormalization())(again(seen)),
+    ],
+)
+def test_what_is_not_understood_is_converted_as_it_is(build, pictures):
+    model = network(build)
+    assert prepared_for_int8(model, network_input(pictures)) is model

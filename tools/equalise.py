@@ -48,13 +48,32 @@ def prepared_for_int8(model: keras.Model, inputs: np.ndarray) -> keras.Model:
     -------
     keras.Model
         A copy to convert to int8. In float it is not the same function as `model`: its biases
-        make up for a rounding that float does not do. Without batch normalisation `model` itself.
+        make up for a rounding that float does not do. Without batch normalisation, and of a kind
+        that is not understood here, `model` itself.
     """
-    import keras
-
-    if not any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers):
+    if not _understood(model, inputs[:1]):
         return model
     return bias_corrected(equalised(model, inputs), inputs)
+
+
+def _understood(model: keras.Model, inputs: np.ndarray) -> bool:
+    """Whether all that the steps below rely on is so; of this project's encoders it is."""
+    import keras
+
+    norms = [one for one in model.layers if isinstance(one, keras.layers.BatchNormalization)]
+    if not norms or not all(norm.scale and norm.center for norm in norms):
+        return False
+    if any(getattr(layer, "groups", 1) != 1 for layer in model.layers):
+        return False
+    try:
+        made = dict(enumerate(_outputs(model, inputs)))
+        rows = {id(layer.output): row for row, layer in enumerate(model.layers)}
+        have = [made[rows[id(tensor)]] for tensor in model.outputs]
+    except (KeyError, AttributeError, ValueError):
+        return False  # a model as a layer
+    # A layer that is called twice has one place in the list, and comes out wrong.
+    want = keras.tree.flatten(model(inputs))
+    return all(np.allclose(one, other, 1e-3, 1e-4) for one, other in zip(have, want, strict=True))
 
 
 def equalised(model: keras.Model, inputs: np.ndarray) -> keras.Model:
@@ -92,7 +111,7 @@ def equalised(model: keras.Model, inputs: np.ndarray) -> keras.Model:
         ):
             continue
         largest = np.max([magnitudes[row] for row in members], axis=0)
-        scale = np.minimum(largest.max() / np.maximum(largest, 1e-6), MOST_SCALE)
+        scale = np.clip(largest.max() / np.maximum(largest, 1e-6), 1, MOST_SCALE)
         for layer in layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.gamma.assign(layer.gamma * scale)
@@ -201,7 +220,7 @@ def _outputs(model: keras.Model, inputs: np.ndarray) -> Iterator[np.ndarray]:
         # Large maps: only those still needed are kept.
         for giver in givers[row]:
             if max(takers[giver]) == row:
-                del outputs[giver]
+                outputs.pop(giver, None)  # an addition may take it twice
         del taken
 
 
