@@ -249,7 +249,7 @@ class Inspector:
         self._last_frame, self._degraded, self._drawing = frame, degraded, heatmaps
         finding, seen = self._find(frame, latency_ms)
         started = time.perf_counter()
-        decision, self._state = decide(finding, frame.index, self._state, self._rules)
+        decision = self._decide(finding, frame.index)
         latency_ms["decide"] = (time.perf_counter() - started) * 1e3
         results = self._closed(decision.closed)
         if decision.closed is not None:
@@ -289,8 +289,7 @@ class Inspector:
             return []
         finding, _, _ = self._place(frame, {})
         finding = finding or Finding(None, reason=why)
-        decision, self._state = decide(finding, frame.index, self._state, self._rules)
-        return self._closed(decision.closed)
+        return self._closed(self._decide(finding, frame.index).closed)
 
     def open_part(self, frame: Frame, reason: str | None = None) -> None:
         """From this frame on, which is inspected next, a trigger has announced a part."""
@@ -312,7 +311,7 @@ class Inspector:
         The verdict on a part during which another inspector takes over: UNKNOWN, whatever was seen.
 
         It is the part's only one. Its other frames, here or with the inspector that follows, are
-        UNKNOWN too and give none.
+        UNKNOWN too and give none, until it was seen to be gone, or is ended by `finish`.
         """
         if not self.part_open:
             return []
@@ -340,6 +339,14 @@ class Inspector:
         """The verdict on the part that is still open: in view at the end, or announced."""
         closed, self._state = finish(self._state, self._rules)
         return self._closed(closed)
+
+    def _decide(self, finding: Finding, index: int) -> Decision:
+        decision, state = decide(finding, index, self._state, self._rules)
+        if self._cut_off and not finding.in_part:
+            # Nobody saw the part go: only an EMPTY view says that what comes next is not its rest.
+            return replace(decision, closed=None)
+        self._state = state
+        return decision
 
     def _closed(self, closed: PartVerdict | None) -> list[Result]:
         """The result of a part that has ended, unless it has had its verdict."""

@@ -27,8 +27,6 @@ _FIRED_BY = {
     "mqtt": "nobody listens: edge-app run does, with [mqtt] enabled",
     "http": "nobody listens: edge-app run does, with [web] enabled",
 }
-# Parts whose announcement is remembered until their verdict: far more than are ever open.
-MOST_OPEN = 16
 
 
 class Station:
@@ -68,7 +66,8 @@ class Station:
         self.skipped = self.idle = 0
         self._gpio = gpio
         self._told = 0
-        self._announced_s: dict[int, float | None] = {}
+        # The part that is open, or was last, and its time: no two are open at once.
+        self._announced: tuple[int, float | None] | None = None
 
     def __enter__(self) -> Station:
         return self
@@ -152,15 +151,12 @@ class Station:
 
     def _dated(self, result: Result, frame: Frame) -> Result:
         """The result with the time at which its part was announced, or first seen."""
-        part, announced = result.decision.part, self._announced_s
+        part = result.decision.part
         if part is None or result.announced_s is not None:
             return result
-        if part not in announced:
-            while len(announced) >= MOST_OPEN:
-                del announced[next(iter(announced))]
-            announced[part] = frame.captured_s if self.gate is None else self.gate.opened_s
-        ended = result.decision.closed is not None
-        return replace(result, announced_s=announced.pop(part) if ended else announced[part])
+        if self._announced is None or self._announced[0] != part:
+            self._announced = part, frame.captured_s if self.gate is None else self.gate.opened_s
+        return replace(result, announced_s=self._announced[1])
 
     def replace_inspector(self, inspector: Inspector) -> list[Result]:
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ import pytest
 from edge_app.config import DEFAULT_FILE, load_config
 from edge_app.errors import CameraError
 from edge_app.hand import Hand
+from edge_app.inspector import CUT_OFF
 from edge_app.live.journal import Journal
 from edge_app.live.worker import MOST_COMMANDS, LiveInspector, Worker
 from edge_app.records import Frame, Verdict
 from edge_app.slot import Slot
 from edge_app.station import Station
+from edge_app.trigger import Gate
 
 
 class Frames:
@@ -124,6 +127,55 @@ def test_a_burst_takes_no_two_frames_of_one_moment(nut_bundle, still_frames):
     for index in range(3):
         worker.see(Frame(index, "bench", still_frames["good"][index]))
     assert worker.scenes.take().collected == (1, 5)
+
+
+def successor(bundle, mode="part") -> LiveInspector:
+    return LiveInspector(bundle, load_config(DEFAULT_FILE).decision, mode, heatmaps=False)
+
+
+@pytest.mark.parametrize("between", [False, True], ids=["at once", "after none"])
+def test_a_part_in_view_when_something_is_learnt_is_judged_anew_as_the_next(
+    nut_bundle, still_frames, tmp_path, between
+):
+    """Who pressed n wants to see the verdict on this very part; the journal says that it is so."""
+    journal = Journal(tmp_path / "log.jsonl")
+    worker = worker_of(nut_bundle, [], journal, mode="part")
+    empty, good = still_frames["empty"], still_frames["good"]
+    for index, picture in enumerate([*good[:8], *empty[:3], *good[:4], *empty[:3]]):
+        if index == 4:
+            worker.use(successor(nut_bundle))
+        if index == 9 and between:  # nothing is in view any more
+            worker.use(None)
+            worker.use(successor(nut_bundle))
+        worker.see(Frame(index, "bench", picture, captured_s=float(index)))
+        if index == 4:
+            assert worker.scenes.take().result.decision.verdict is Verdict.OK
+    worker.close()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    parts = [(line["part"], line["verdict"]) for line in lines if line["event"] == "part"]
+    assert parts == [(0, "UNKNOWN"), (1, "OK"), (2, "OK")]
+    assert next(line for line in lines if line["event"] == "part")["reason"] == CUT_OFF
+
+
+def test_no_part_that_was_never_seen_is_told_twice(nut_bundle, still_frames, tmp_path):
+    """The gate counts on while what judges is changed."""
+    journal = Journal(tmp_path / "log.jsonl")
+    config = load_config(DEFAULT_FILE)
+    gate = Gate(replace(config.trigger, frames=2))
+    worker = Worker(
+        Frames([]),
+        lambda inspector: Station(inspector, gate=gate),
+        None,
+        journal,
+        successor(nut_bundle, "triggered"),
+    )
+    gate.fire(0.0)
+    for index, at_s in enumerate((60.0, 61.0)):
+        worker.see(Frame(index, "bench", still_frames["good"][0], captured_s=at_s))
+        worker.use(successor(nut_bundle, "triggered"))
+    worker.close()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["part"] for line in lines if line["event"] == "part"] == [0]
 
 
 def test_a_lost_source_ends_it_with_the_reason(nut_bundle, clip_frames):

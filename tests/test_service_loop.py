@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
 
 from edge_app.bundle import load_bundle
@@ -239,6 +240,66 @@ def test_an_announced_part_cut_off_by_a_swap_has_one_verdict_too(
     assert cut.decision.closed.usable == 3
     assert (after.decision.part, after.decision.verdict) == (1, Verdict.OK)
     assert after.decision.closed.usable == 6
+
+
+@pytest.mark.parametrize("why", ["camera", "stopped", "verify", "heat", "black"])
+@pytest.mark.parametrize("swapped_again", [False, True], ids=["once", "twice"])
+def test_blind_frames_do_not_make_another_part_of_the_rest(
+    nut_bundle, still_frames, monkeypatch, why, swapped_again
+):
+    """Nobody saw it go, and a second verdict, OK, would be one on a part that is UNKNOWN."""
+    monkeypatch.setattr(loop_module, "PATIENCE_S", 0.0)
+    bench = Bench(nut_bundle)
+    empty, good = still_frames["empty"], still_frames["good"]
+    # A single EMPTY view, as between two blind ones, ends no part.
+    views = [*empty[:2], *good[:8], empty[2], *good[:4], *empty[2:5], *good[:4], *empty[:3]]
+    blind = range(7, 10)
+    hold = {"stopped": "stopped: by hand", "verify": "verify: failed", "heat": "heat: paused"}
+    for frame in live(views):
+        if frame.index == 4 or (swapped_again and frame.index == 9):
+            bench.loop.use(bench.inspector(), lambda: None)
+        # The station itself makes a heat pause of a frame as it does a hold.
+        bench.loop.station.hold = hold.get(why) if frame.index in blind else None
+        if frame.index in blind and why == "camera":
+            frame = replace(frame, frame_bgr=None, problem="camera: lost")
+        if frame.index in blind and why == "black":
+            frame = replace(frame, frame_bgr=np.zeros_like(frame.frame_bgr))
+        bench.loop.see(frame)
+    cut, after = [(p.decision.part, p.decision.verdict) for p in bench.parts]
+    assert cut == (0, Verdict.UNKNOWN) and after == (1, Verdict.OK)
+    assert bench.parts[1].decision.closed.usable == 4
+    rest = [r for r in bench.output.items if isinstance(r, Result) and 4 <= r.frame.index < 15]
+    assert {r.decision.verdict for r in rest} == {Verdict.UNKNOWN, Verdict.EMPTY}
+
+
+def test_a_lost_camera_does_not_swallow_the_part_announced_next(
+    nut_bundle, still_frames, monkeypatch
+):
+    monkeypatch.setattr(loop_module, "PATIENCE_S", 0.0)
+    bench = Bench(nut_bundle, "triggered")
+    trigger = replace(bench.config.trigger, frames=6, debounce_s=0.0, delay_s=0.0)
+    bench.loop.station.gate = gate = Gate(trigger)
+    for frame in live(still_frames["good"][:20]):
+        if frame.index in (1, 9):
+            gate.fire(frame.captured_s)
+        if frame.index == 3:
+            bench.loop.use(bench.inspector(), lambda: None)
+        if frame.index in (4, 5):
+            frame = replace(frame, frame_bgr=None, problem="camera: lost")
+        bench.loop.see(frame)
+    told = [(p.decision.part, p.decision.verdict, p.announced_s) for p in bench.parts]
+    assert told == [(0, Verdict.UNKNOWN, 1.0), (1, Verdict.OK, 9.0)]
+
+
+def test_the_rest_of_a_part_keeps_the_time_of_the_part(nut_bundle, passing, monkeypatch):
+    monkeypatch.setattr(loop_module, "PATIENCE_S", 0.0)
+    bench = Bench(nut_bundle)
+    for frame in live(passing):
+        if frame.index == 4:
+            bench.loop.use(bench.inspector(), lambda: None)
+        bench.loop.see(frame)
+    results = [r for r in bench.output.items if isinstance(r, Result) and r.decision.part == 0]
+    assert len(results) == 5 and {result.announced_s for result in results} == {2.0}
 
 
 def test_the_rest_of_a_part_that_was_cut_off_gives_no_verdict_at_the_end(

@@ -181,6 +181,19 @@ def test_of_too_many_that_were_logged_out_none_comes_back():
     assert sessions.valid(stays, MOST_ENDED + 2.0)
 
 
+def test_logouts_while_the_clock_was_ahead_end_no_session_of_today():
+    sessions, ahead_s = Sessions(TOKEN, "line-3"), 4 * 365 * DAY_S
+    out = [sessions.issue(ahead_s + n) for n in range(MOST_ENDED + 2)]
+    for value in out:
+        sessions.end(value, ahead_s + MOST_ENDED + 2)
+    stays, leaves = sessions.issue(1000.0), sessions.issue(1001.0)
+    assert sessions.valid(stays, 1002.0) and sessions.valid(leaves, 1002.0)
+    sessions.end(leaves, 1002.0)
+    assert not sessions.valid(leaves, 1002.0) and sessions.valid(stays, 1002.0)
+    assert not any(sessions.valid(value, 1002.0) for value in out)
+    assert len(sessions._ended) == MOST_ENDED
+
+
 def test_wrong_tokens_are_counted_by_address_and_in_all():
     attempts = Attempts(each=3, most=5, within_s=60)
     for at_s in (0.0, 1.0, 2.0):

@@ -162,10 +162,20 @@ class Worker:
     # Commands: called in the worker's thread, through `tell` or `insist`, or before it starts
 
     def use(self, inspector: LiveInspector | None) -> None:
-        """Inspect with this one from now on; None stops it."""
-        self._finish()
+        """
+        Inspect with this one from now on; None stops it.
+
+        A part in view is cut off by another one, UNKNOWN. What is still seen of it is judged anew,
+        with the next number: who taught something looks at this very part to see what came of it.
+        """
+        if inspector is None:
+            self._finish()
+        elif self._station is None:
+            self._station = self._make_station(inspector)
+        else:
+            self._note(self._station.replace_inspector(inspector), time.monotonic())
+            self._station.finish()  # of the part that was cut off, which has had its verdict
         self._inspector = inspector
-        self._station = None if inspector is None else self._make_station(inspector)
         self._resting = False
         self._forget()
 
@@ -319,7 +329,7 @@ class Worker:
         elif self._resting:
             if self._watch is not None:
                 self._watch.due()
-        elif self._scoring and self._station is not None:
+        elif self._scoring and inspector is not None:
             results = self._station.take(frame)
             if self._ended:
                 # One frame is no part, and that of the last frames has had its verdict.

@@ -144,10 +144,11 @@ class Sessions:
             return False
         # A signed text is one that was issued; it begins with a number.
         expires_s = int(text.partition(".")[0])
-        if value in self._ended or expires_s <= self._ended_until_s:
-            return False
         # A board without a clock battery may have issued one while its clock was years ahead.
-        return now_s < expires_s <= now_s + SESSION_S
+        if value in self._ended or not now_s < expires_s <= now_s + SESSION_S:
+            return False
+        # So may the time be by which the oldest ended: no session of today is among those.
+        return expires_s > self._ended_until_s or self._ended_until_s > now_s + SESSION_S
 
     def end(self, value: str, now_s: float) -> None:
         """Log a session out: its cookie is valid no more, nor whatever still lasts by it."""
@@ -156,6 +157,11 @@ class Sessions:
         self._ended = {ended: until_s for ended, until_s in self._ended.items() if until_s > now_s}
         self._ended[value] = int(value.partition(".")[0])
         if len(self._ended) > MOST_ENDED:
+            last = max(self._ended, key=self._ended.__getitem__)
+            if self._ended[last] > now_s + SESSION_S:
+                # Issued while the clock was ahead: not valid now, whether it is remembered or not.
+                del self._ended[last]
+                return
             # Rather some who are still in than one who has left: the oldest sessions end together.
             first = min(self._ended, key=self._ended.__getitem__)
             self._ended_until_s = self._ended.pop(first)
