@@ -64,7 +64,9 @@ class Bundle:
     reference : dict of str to ndarray, or None
         Read-only arrays: `image_ids` (n,) str, `scores` (n,) float64 (each image's score when it
         was held out), `measures` (n, 6) float64 where known (what each image's frame measured, see
-        `enrol.known_pictures`), and what the scorer's kind and the alignment need.
+        `enrol.known_pictures`), `fixed_measures` (2, 6) float64 and `fixed_images` () int64 where
+        something stays in the limits whichever images are taken out (see `enrol.fixed_limits`),
+        and what the scorer's kind and the alignment need.
     """
 
     path: Path

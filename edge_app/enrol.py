@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -53,13 +53,17 @@ from edge_app.patches import Component, Features, finest_grid, read_components
 from edge_app.preprocess import Preprocessing, prepare, unusable
 from edge_app.presence import EmptyView, learn_empty_view, locate, widen
 from edge_app.quality import (
+    MOST,
+    OF_LIGHT,
     Limits,
     Measures,
     Memory,
+    as_section,
     check,
-    learn_section,
+    learn_limits,
     light_of,
     measure,
+    read_limits,
     sees_nothing,
 )
 from edge_app.records import Frame
@@ -76,6 +80,9 @@ LEAST_IMAGES, FEW_IMAGES = 3, 20
 SUSPICIOUS_SHARE, LEAST_SUSPICIOUS, TRIM = 0.055, 3, 0.1
 # Frames that the alignment is learnt from, at most.
 ALIGN_PICTURES = 60
+# Arrays of the reference: what stays in the limits whichever pictures are taken out, (2, 6)
+# float64, lowest and highest, and how many pictures it stands for, () int64.
+FIXED, FIXED_IMAGES = "fixed_measures", "fixed_images"
 # Of the pictures that a bundle keeps for learning on.
 LEARNT_BYTES = 16 * 2**20
 # Good pictures whose maps the principal axes are learnt from, at most.
@@ -385,19 +392,21 @@ def choose_alignment(
 
 
 def quality_section(
-    gathered: Gathered, learning: Learning, before: Mapping[str, Any] | None = None
+    gathered: Gathered, learning: Learning, fixed: Limits | None = None
 ) -> dict[str, Any] | None:
     """
     The manifest's `quality`: what the frames of good parts measured, by which others are refused.
+
+    What is no picture that could be taken out again goes into `learning.reference`, as the arrays
+    `fixed_measures` and `fixed_images`.
 
     Parameters
     ----------
     gathered : Gathered
     learning : Learning
         Pictures it left out or that look odd set no limits.
-    before : mapping, optional
-        The section of the bundle that is extended. What its pictures measured counts as if all had
-        come at once; of a bundle that did not keep that, the section stands.
+    fixed : Limits or None
+        Of the bundle that is extended, from `fixed_limits`.
     """
     odd = {*learning.uncounted, *(name for name, _ in learning.least_like)}
     measured = {
@@ -405,10 +414,49 @@ def quality_section(
         for picture in learning.pictures
     }
     good = [m for name, m in measured.items() if m is not None and name not in odd]
-    if before is None:
-        return learn_section(good, light_of(gathered.empty_measures))
-    unknown = before if None in measured.values() else None
-    return learn_section(good, before.get("fixed", unknown))
+    fixed = fixed or light_of(gathered.empty_measures)
+    if fixed is not None:
+        spans = np.array([getattr(fixed, name) for name in MOST], np.float64)
+        learning.reference[FIXED] = spans.T
+        learning.reference[FIXED_IMAGES] = np.array(fixed.images, np.int64)
+    return as_section(learn_limits(good, fixed))
+
+
+def fixed_limits(bundle: Bundle, kept: Collection[str]) -> Limits | None:
+    """
+    What a bundle's limits hold beside what its kept pictures measured; None for nothing.
+
+    It is the light of the empty station, and what was measured in pictures that are not kept, or
+    in all if the bundle does not say what each measured. `learn_limits` makes of it, and of the
+    kept pictures, the bundle's limits again.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    kept : collection of str
+        Ids of the pictures that it keeps.
+
+    Raises
+    ------
+    BundleError
+        If the arrays `measures`, `fixed_measures` or `fixed_images` are broken.
+    """
+    limits = read_limits(bundle.manifest["quality"])
+    if bundle.reference is None:
+        return None
+    measured, fixed = _measures_of(bundle), _read_fixed(bundle)
+    if fixed is None and "measures" not in bundle.reference:
+        return limits
+    if limits is None:
+        return fixed
+    # Those beyond the limits looked odd and set none.
+    lost = [m for name, m in measured.items() if name not in kept and _within(m, limits)]
+    return learn_limits(lost, fixed) if lost else fixed
+
+
+def _within(measured: Measures, limits: Limits) -> bool:
+    spans = {name: getattr(limits, name) for name in MOST}
+    return all(low <= getattr(measured, name) <= high for name, (low, high) in spans.items())
 
 
 def known_pictures(bundle: Bundle) -> list[LearntPicture] | None:
@@ -423,22 +471,61 @@ def known_pictures(bundle: Bundle) -> list[LearntPicture] | None:
     content = bundle.learnt()
     if content is None:
         return None
-    pictures = unpack(content, str(bundle.path / LEARNT))
-    rows, ids = bundle.reference.get("measures"), bundle.reference["image_ids"].tolist()
+    pictures, measured = unpack(content, str(bundle.path / LEARNT)), _measures_of(bundle)
+    return [replace(picture, measures=measured.get(picture.image_id)) for picture in pictures]
+
+
+def _measures_of(bundle: Bundle) -> dict[str, Measures]:
+    """What is known of what each picture's frame measured, by the picture's id."""
+    ids = bundle.reference["image_ids"].tolist()
+    rows = _read_measures(bundle, "measures", len(ids))
     if rows is None:
-        return pictures
-    wanted = (len(ids), len(fields(Measures)))
-    if rows.dtype != np.float64 or rows.shape != wanted:
-        raise BundleError(
-            f"{bundle.path / REFERENCE}: array measures is {rows.dtype} of shape {rows.shape}, "
-            f"wanted float64 of shape {wanted}"
-        )
-    measured = {
+        return {}
+    return {
         name: Measures(*row.tolist())
         for name, row in zip(ids, rows, strict=True)
-        if np.isfinite(row).all()
+        if not np.isnan(row).any()
     }
-    return [replace(picture, measures=measured.get(picture.image_id)) for picture in pictures]
+
+
+def _read_fixed(bundle: Bundle) -> Limits | None:
+    """The arrays that `quality_section` writes; None where they are not there."""
+    rows, images = _read_measures(bundle, FIXED, 2), bundle.reference.get(FIXED_IMAGES)
+    if rows is None:
+        return None
+    where = bundle.path / REFERENCE
+    if images is None or images.dtype != np.int64 or images.shape != () or images < 0:
+        got = "missing" if images is None else f"{str(images)[:60]} ({images.dtype})"
+        raise BundleError(f"{where}: array {FIXED_IMAGES} is {got}, wanted one int64 from 0")
+    spans = dict(zip(MOST, map(tuple, rows.T.tolist()), strict=True))
+    for name, (low, high) in spans.items():
+        # Of the empty station, which is no picture of a part, only the light is known.
+        if not low <= high and (images or name in OF_LIGHT):
+            raise BundleError(
+                f"{where}: array {FIXED} has {name} {low:g} to {high:g}, wanted lowest and highest"
+            )
+    return Limits(int(images), **spans)
+
+
+def _read_measures(bundle: Bundle, name: str, count: int) -> np.ndarray | None:
+    """An array of so many rows of measures, NaN where one is not known; None if it is not there."""
+    rows = bundle.reference.get(name)
+    if rows is None:
+        return None
+    where, wanted = f"{bundle.path / REFERENCE}: array {name}", (count, len(MOST))
+    if rows.dtype != np.float64 or rows.shape != wanted:
+        raise BundleError(
+            f"{where} is {rows.dtype} of shape {rows.shape}, wanted float64 of shape {wanted}"
+        )
+    for column, (measure_name, most) in zip(rows.T, MOST.items(), strict=True):
+        known = column[~np.isnan(column)]
+        wrong = known[~((known >= 0) & (known <= most) & np.isfinite(known))]
+        if len(wrong):
+            raise BundleError(
+                f"{where} has {measure_name} {wrong[0]:g}, wanted 0 "
+                + (f"to {most:g}" if math.isfinite(most) else "or more")
+            )
+    return rows
 
 
 def _measure_array(pictures: Sequence[LearntPicture]) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from edge_app.enrol import (
     Encodings,
     Gathered,
     choose_alignment,
+    fixed_limits,
     gather,
     kept_pictures,
     known_pictures,
@@ -39,7 +40,7 @@ from edge_app.learnt_pictures import FALSE_ALARM, GOOD, LearntPicture
 from edge_app.manifest import canonical_sha256
 from edge_app.preprocess import Preprocessing
 from edge_app.presence import EmptyView, empty_view_of
-from edge_app.quality import read_limits
+from edge_app.quality import Limits, read_limits
 from edge_app.records import Frame
 
 Region = tuple[float, float, float, float] | None
@@ -114,9 +115,9 @@ def pictures_of(knowledge: Knowledge) -> tuple[LearntPicture, ...]:
 
 
 def limits_stay(knowledge: Knowledge) -> str:
-    """What a person must know before a picture is taken out: that it will not narrow the limits."""
+    """What a person must know who takes the last picture out: that its limits stay."""
     limits = knowledge.bundle.manifest["quality"]
-    if limits and any(picture.measures is None for picture in pictures_of(knowledge)):
+    if limits and pictures_of(knowledge)[-1].measures is None:
         return "; the limits of light and sharpness stay"
     return ""
 
@@ -243,7 +244,8 @@ class Teacher:
         # A reference from before there were limits has none: one picture cannot give them.
         measured = None if before is None else gathered
         pictures = [*known, *gathered.pictures]
-        lesson = _Lesson(pictures, alignment, gathered.empty_view, before, measured)
+        fixed = _fixed(bundle, known)
+        lesson = _Lesson(pictures, alignment, gathered.empty_view, fixed, measured)
         learnt = self._relearn(knowledge, lesson, progress)
         return replace(
             learnt,
@@ -256,7 +258,7 @@ class Teacher:
         Take out the last picture that the bundle learnt; also gives its id.
 
         The limits of light and sharpness are those of the pictures that remain, unless the bundle
-        did not keep what each had measured: see `limits_stay`.
+        did not keep what this one had measured: see `limits_stay`.
 
         Raises
         ------
@@ -269,9 +271,9 @@ class Teacher:
                 f"nothing to undo: {LEAST_IMAGES} pictures are the least to learn from"
             )
         alignment = read_alignment(bundle.manifest["alignment"], bundle.reference)
-        quality = bundle.manifest["quality"]
-        measured = None if quality is None else Gathered([], None, [])
-        lesson = _Lesson(list(known[:-1]), alignment, empty_view_of(bundle), quality, measured)
+        measured = None if bundle.manifest["quality"] is None else Gathered([], None, [])
+        fixed = _fixed(bundle, known)
+        lesson = _Lesson(list(known[:-1]), alignment, empty_view_of(bundle), fixed, measured)
         learnt = self._relearn(knowledge, lesson, progress)
         return replace(learnt, taught=(*knowledge.taught, "u")), known[-1].image_id
 
@@ -321,9 +323,9 @@ class Teacher:
             patches,
             encodings,
         )
-        region, quality = knowledge.region, lesson.quality
+        region, quality = knowledge.region, None
         if lesson.measured is not None:
-            quality = quality_section(lesson.measured, learning, quality)
+            quality = quality_section(lesson.measured, learning, lesson.fixed)
         manifest = learnt_manifest(base.manifest, learning, region, quality, extends)
         manifest["manifest_sha256"] = canonical_sha256(manifest)
         for array in learning.reference.values():
@@ -340,8 +342,12 @@ class _Lesson:
     pictures: list[LearntPicture]
     alignment: Alignment
     empty_view: EmptyView | None
-    quality: dict[str, Any] | None
+    fixed: Limits | None
     measured: Gathered | None = None
+
+
+def _fixed(bundle: Bundle, known: Sequence[LearntPicture]) -> Limits | None:
+    return fixed_limits(bundle, {picture.image_id for picture in known})
 
 
 def _why(sentence: str) -> str:

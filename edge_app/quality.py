@@ -139,8 +139,8 @@ class Limits:
 # Lets every picture pass.
 ANYTHING = Limits(1, (0, 255), (0, 255), (0, 1), (0, 1), (0, 1), (0, 255))
 
-# The fields of `Limits` that are ranges, and the highest value each may have.
-_MOST = {
+# The highest value that each of `Measures` may have, in its order; the lowest is 0.
+MOST = {
     "shadows": 255.0,
     "highlights": 255.0,
     "clipped_share": 1.0,
@@ -149,7 +149,7 @@ _MOST = {
     "contrast": 255.0,
 }
 # Light alone is learnt from pictures of the empty station; they say nothing about sharpness.
-_OF_LIGHT = ("shadows", "highlights", "clipped_share", "dark_share")
+OF_LIGHT = ("shadows", "highlights", "clipped_share", "dark_share")
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def measure(
     return _measure(_cut(frame_bgr, region))
 
 
-def learn_limits(good: Sequence[Measures], empty: Iterable[Measures] = ()) -> Limits | None:
+def learn_limits(good: Sequence[Measures], fixed: Limits | None = None) -> Limits | None:
     """
     Learn what good pictures measure.
 
@@ -193,54 +193,36 @@ def learn_limits(good: Sequence[Measures], empty: Iterable[Measures] = ()) -> Li
     ----------
     good : sequence of Measures
         Of pictures that are as they should be.
-    empty : iterable of Measures
-        Of pictures of the station without a part; the light may be as in them too.
+    fixed : Limits or None
+        What counts beside them, and is no picture that could be taken out: `light_of` the empty
+        station, or the limits of pictures of which it is not known what each measured.
 
     Returns
     -------
     limits : Limits or None
         None where there is no good picture.
     """
-    return read_limits(learn_section(good, light_of(empty)))
+    images = len(good) + (fixed.images if fixed else 0)
+    if not images:
+        return None
+    spans = {}
+    for name in MOST:
+        more = [v for v in (getattr(fixed, name) if fixed else ()) if not math.isnan(v)]
+        spans[name] = _span([getattr(measures, name) for measures in good] + more)
+    return Limits(images, **spans)
 
 
-def light_of(empty: Iterable[Measures]) -> dict[str, Any] | None:
-    """What pictures of the empty station teach, as `learn_section` takes it; None for none."""
+def light_of(empty: Iterable[Measures]) -> Limits | None:
+    """
+    What pictures of the empty station teach, as `learn_limits` takes it; None for none.
+
+    They are no good pictures: `images` is 0, `sharpness` and `contrast` are NaN.
+    """
     empty = list(empty)
     if not empty:
         return None
-    spans = {name: _span(getattr(measures, name) for measures in empty) for name in _OF_LIGHT}
-    return {"images": 0, **{name: list(span) for name, span in spans.items()}}
-
-
-def learn_section(
-    good: Sequence[Measures], fixed: Mapping[str, Any] | None = None
-) -> dict[str, Any] | None:
-    """
-    The manifest's section `quality`, made so that each good picture can be taken out again.
-
-    Parameters
-    ----------
-    good : sequence of Measures
-    fixed : mapping or None
-        What is no picture that could be taken out: `light_of` the empty station, or the section of
-        a bundle that did not keep what each of its pictures measured.
-
-    Returns
-    -------
-    section : dict or None
-        Lowest and highest of each measure, the number of good pictures as `images`, and `fixed`
-        where it was given. None where there is no good picture.
-    """
-    fixed = dict(fixed or {})
-    spans = {}
-    for name in _MOST:
-        values = [getattr(measures, name) for measures in good] + fixed.get(name, [])
-        if not values:
-            return None
-        spans[name] = list(_span(values))
-    section = {"images": len(good) + fixed.get("images", 0), **spans}
-    return {**section, "fixed": fixed} if fixed and good else section
+    spans = {name: _span(getattr(measures, name) for measures in empty) for name in OF_LIGHT}
+    return Limits(0, **spans, sharpness=(math.nan, math.nan), contrast=(math.nan, math.nan))
 
 
 def as_section(limits: Limits | None) -> dict[str, Any] | None:
@@ -264,33 +246,19 @@ def read_limits(section: Mapping[str, Any] | None) -> Limits | None:
     """
     if section is None:
         return None
-    section = dict(section)
-    fixed = section.pop("fixed", None)
-    if fixed is not None:
-        names = _MOST if isinstance(fixed, dict) and len(fixed) > 1 + len(_OF_LIGHT) else _OF_LIGHT
-        _read_spans(fixed, "quality.fixed", names, 0 if names is _OF_LIGHT else 1)
-    return Limits(*_read_spans(section, "quality", _MOST, 1))
-
-
-def _read_spans(
-    section: Any, where: str, names: Iterable[str], least_images: int
-) -> tuple[Any, ...]:
-    """The number of images and each of the ranges named, in that order."""
-    wanted = {"images", *names}
-    if not isinstance(section, dict) or set(section) != wanted:
-        got = ", ".join(sorted(section)) if isinstance(section, dict) else repr(section)
+    if set(section) != {"images", *MOST}:
         raise BundleError(
-            f"manifest.json: {where} holds {got or 'nothing'}, wanted {', '.join(sorted(wanted))}"
+            f"manifest.json: quality holds {', '.join(sorted(section)) or 'nothing'}, "
+            f"wanted {', '.join(sorted(('images', *MOST)))}"
         )
     images = section["images"]
-    if not isinstance(images, int) or isinstance(images, bool) or images < least_images:
+    if not isinstance(images, int) or isinstance(images, bool) or images < 1:
         raise BundleError(
-            f"manifest.json: {where}.images is {images!r}, wanted a whole number from "
-            f"{least_images}"
+            f"manifest.json: quality.images is {images!r}, wanted a whole number from 1"
         )
-    spans = []
-    for name in names:
-        value, most = section[name], _MOST[name]
+    spans = {}
+    for name, most in MOST.items():
+        value = section[name]
         numbers = isinstance(value, list) and [
             v for v in value if isinstance(v, int | float) and not isinstance(v, bool)
         ]
@@ -301,11 +269,11 @@ def _read_spans(
             and 0 <= numbers[0] <= numbers[1] <= most
         ):
             raise BundleError(
-                f"manifest.json: {where}.{name} is {value!r}, wanted lowest and highest"
+                f"manifest.json: quality.{name} is {value!r}, wanted lowest and highest"
                 + (f", 0 to {most:g}" if math.isfinite(most) else "")
             )
-        spans.append((float(numbers[0]), float(numbers[1])))
-    return images, *spans
+        spans[name] = (float(numbers[0]), float(numbers[1]))
+    return Limits(images, **spans)
 
 
 def check(

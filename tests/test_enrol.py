@@ -9,9 +9,11 @@ import pytest
 from edge_app.bundle import load_bundle, write_bundle
 from edge_app.cli import main
 from edge_app.config import load_config
-from edge_app.enrol import known_pictures
+from edge_app.enrol import fixed_limits, known_pictures
 from edge_app.errors import BundleError
 from edge_app.knowledge import Teacher, known_from, limits_stay, pictures_of
+from edge_app.learnt_pictures import pack
+from edge_app.quality import MOST
 
 
 def enrol(folder, base_path, out, *more):
@@ -112,8 +114,13 @@ def test_a_bundle_that_did_not_keep_what_its_pictures_measured_keeps_its_limits(
     more = reenrol(*argv)
     assert more.manifest["quality"]["highlights"][1] > old.manifest["quality"]["highlights"][1]
     name = next(str(k) for k in more.reference["image_ids"] if str(k).startswith("bright"))
+    # It is the last one: the limits follow it, though not the others.
+    assert pictures_of(known_from(more))[-1].image_id == name
+    assert limits_stay(known_from(more)) == ""
     argv = ["--remove", name, "--bundle", more.path, "--out", tmp_path / "less-b"]
-    assert reenrol(*argv).manifest["quality"] == old.manifest["quality"]
+    less = reenrol(*argv)
+    assert less.manifest["quality"] == old.manifest["quality"]
+    assert "limits of light and sharpness stay" in limits_stay(known_from(less))
 
 
 def test_light_of_the_empty_station_stays_in_the_limits(grain, base_path, tmp_path):
@@ -136,15 +143,84 @@ def test_light_of_the_empty_station_stays_in_the_limits(grain, base_path, tmp_pa
     taken = reenrol(*argv)
     assert taken.manifest["quality"] == without.manifest["quality"]
     assert taken.manifest["quality"]["highlights"][0] < 45
+    # An edge-app of before reads no other field in the manifest; what stays is in the reference.
+    assert set(whole.manifest["quality"]) == {"images", *MOST}
+    assert whole.reference["fixed_measures"].shape == (2, len(MOST))
+    assert whole.reference["fixed_images"] == 0
 
 
-def test_measures_of_another_shape_are_refused(uneven, tmp_path):
+def thinned(bundle, path, kept, reference=()):
+    """The bundle with only some of its pictures kept, and other arrays."""
+    pictures = [picture for picture in known_pictures(bundle) if picture.image_id in kept]
+    content = [bundle.manifest, bundle.encoder, None, {**bundle.reference, **dict(reference)}]
+    return write_bundle(path, *content, pack(pictures, 2**24))
+
+
+def test_pictures_that_were_learnt_but_not_kept_stay_in_the_limits(uneven, encoder, tmp_path):
     whole, _, name = uneven
-    reference = whole.reference | {"measures": whole.reference["measures"][1:]}
-    content = [whole.manifest, whole.encoder, None, reference, whole.learnt()]
-    broken = write_bundle(tmp_path / "broken", *content)
-    with pytest.raises(BundleError, match="array measures is float64 of shape"):
-        known_pictures(broken)
+    dark = whole.manifest["quality"]["highlights"][0]
+    kept = [str(k) for k in whole.reference["image_ids"] if str(k) != name][2:9]
+    few = thinned(whole, tmp_path / "few", kept)
+    lost = fixed_limits(few, kept)
+    # One of the six was odd from the start.
+    assert lost.highlights[0] == dark and lost.images == 5
+    argv = ["--remove", kept[0], "--bundle", few.path, "--out", tmp_path / "taken"]
+    taken = reenrol(*argv)
+    # Nor are they lost by the next one, which the window takes out, and the one after.
+    teacher, known = Teacher(encoder, load_config().enroll), known_from(taken)
+    for left in (6, 5, 4):
+        assert known.size == left
+        quality = known.bundle.manifest["quality"]
+        assert quality["highlights"][0] == dark
+        assert left < quality["images"] <= lost.images + left
+        assert fixed_limits(known.bundle, [p.image_id for p in pictures_of(known)]) == lost
+        known, _ = teacher.without_last(known, lambda *_: None)
+
+
+def test_a_lost_picture_that_looked_odd_widens_no_limit(uneven, tmp_path):
+    whole, _, name = uneven
+    ids = [str(k) for k in whole.reference["image_ids"]]
+    measures = whole.reference["measures"].copy()
+    measures[ids.index(name), list(MOST).index("highlights")] = 255.0
+    kept = [k for k in ids if k != name]
+    few = thinned(whole, tmp_path / "few", kept, {"measures": measures})
+    assert fixed_limits(few, kept) is None
+
+
+@pytest.mark.parametrize(
+    "name, array, said",
+    [
+        ("measures", np.zeros((3, 6)), "array measures is float64 of shape"),
+        ("measures", np.full((13, 6), -5.0), "array measures has shadows -5, wanted 0 to 255"),
+        ("measures", np.full((13, 6), 2.0), "array measures has clipped_share 2, wanted 0 to 1"),
+        ("measures", np.full((13, 6), np.inf), "array measures has shadows inf"),
+        ("fixed_measures", np.zeros((1, 6)), "array fixed_measures is float64 of shape"),
+        ("fixed_measures", np.full((2, 6), 300.0), "array fixed_measures has shadows 300"),
+        ("fixed_measures", np.array([[0.5] * 6, [0.4] * 6]), "array fixed_measures has shadows"),
+        ("fixed_measures", np.full((2, 6), np.nan), "array fixed_measures has shadows nan"),
+        ("fixed_images", np.array(-1), "array fixed_images is -1"),
+        ("fixed_images", np.array(0.5), "array fixed_images is 0.5"),
+    ],
+)
+def test_broken_measures_are_refused(name, array, said, uneven, tmp_path):
+    whole, _, _ = uneven
+    ids = whole.reference["image_ids"].tolist()
+    assert len(ids) == 13
+    fixed = {"fixed_measures": np.zeros((2, 6)), "fixed_images": np.array(2)}
+    broken = thinned(whole, tmp_path / "broken", ids, {**fixed, name: array})
+    with pytest.raises(BundleError, match=rf"reference\.npz: {said}"):
+        fixed_limits(broken, ids)
+    if name == "measures":
+        with pytest.raises(BundleError, match=said):
+            known_pictures(broken)
+
+
+def test_how_many_pictures_stay_in_the_limits_must_be_said(uneven, tmp_path):
+    whole, _, _ = uneven
+    fixed, ids = {"fixed_measures": np.zeros((2, 6))}, whole.reference["image_ids"].tolist()
+    broken = thinned(whole, tmp_path / "broken", ids, fixed)
+    with pytest.raises(BundleError, match="array fixed_images is missing"):
+        fixed_limits(broken, ())
 
 
 @pytest.mark.parametrize("kind", ["noise", "plain", "blob"])

@@ -18,7 +18,6 @@ from edge_app.quality import (
     as_section,
     check,
     learn_limits,
-    learn_section,
     light_of,
     lowest_sharpness,
     measure,
@@ -312,7 +311,7 @@ def test_the_light_of_the_empty_station_is_learnt_but_not_its_lack_of_edges():
     belt = noisy(np.full((240, 320, 3), 8, np.uint8), 2)
     good, empty = [measure(noisy(part, 2))] * 10, [measure(belt)] * 3
     assert reason_of(belt, learn_limits(good)).startswith("quality: too dark (")
-    limits = learn_limits(good, empty)
+    limits = learn_limits(good, light_of(empty))
     assert reason_of(belt, limits) is None
     assert limits.sharpness == learn_limits(good).sharpness
     assert limits.contrast == learn_limits(good).contrast
@@ -321,34 +320,15 @@ def test_the_light_of_the_empty_station_is_learnt_but_not_its_lack_of_edges():
 
 def test_what_cannot_be_taken_out_stays_in_the_limits_and_pictures_can_be(still_frames):
     measured = [measure(frame) for frame in still_frames["good"]]
-    old = learn_section(measured[:30])
-    together = learn_section(measured[30:], old)
-    assert read_limits(together) == learn_limits(measured)
-    assert together["fixed"] == old and learn_section([], together["fixed"]) == old
+    old = learn_limits(measured[:30])
+    assert learn_limits(measured[30:], old) == learn_limits(measured)
+    assert learn_limits([], old) == old
     dark = light_of([measure(frame // 4) for frame in still_frames["good"][:3]])
-    lit = learn_section(measured, dark)
-    assert lit["shadows"][0] == dark["shadows"][0] < learn_section(measured)["shadows"][0]
-    assert read_limits(json.loads(json.dumps(lit))).images == len(measured)
-    assert learn_section([], dark) is None and light_of([]) is None and learn_limits([]) is None
-
-
-@pytest.mark.parametrize(
-    "fixed",
-    [
-        [],
-        {},
-        {"images": -1},
-        {"shadows": [9.0, 8.0]},
-        {"sharpness": [0.2, 0.3]},
-    ],
-)
-def test_what_stays_in_the_limits_is_checked_too(fixed, limits):
-    light = light_of([Measures(1.0, 2.0, 0.0, 0.5, 0.3, 9.0)])
-    section = {**as_section(limits), "fixed": light}
-    assert read_limits(section) == limits
-    section["fixed"] = {**light, **fixed} if fixed else fixed
-    with pytest.raises(BundleError, match=r"manifest.json: quality.fixed"):
-        read_limits(section)
+    lit = learn_limits(measured, dark)
+    assert lit.shadows[0] == dark.shadows[0] < learn_limits(measured).shadows[0]
+    assert read_limits(json.loads(json.dumps(as_section(lit)))) == lit
+    assert lit.images == len(measured)
+    assert learn_limits([], dark) is None and light_of([]) is None and learn_limits([]) is None
 
 
 def test_the_manifest_section_gives_the_limits_back(limits):
@@ -370,6 +350,7 @@ def test_the_manifest_section_gives_the_limits_back(limits):
         {"dark_share": [0.0, 1.5]},
         {"shadows": [-1, 5]},
         {"focus": [0, 1]},
+        {"fixed": {"images": 0}},
     ],
 )
 def test_a_damaged_section_is_refused(limits, change):

@@ -25,6 +25,7 @@ from edge_app.enrol import (
     Gathered,
     Learning,
     choose_alignment,
+    fixed_limits,
     gather,
     kept_pictures,
     known_pictures,
@@ -231,7 +232,9 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         drop_outliers=args.drop_outliers,
     )
     packed, forgotten = kept_pictures(learning.pictures)
-    quality = quality_section(gathered, learning, base.manifest["quality"] if extends else None)
+    kept = {*args.remove, *(picture.image_id for picture in known)}
+    fixed = fixed_limits(base, kept) if extends else None
+    quality = quality_section(gathered, learning, fixed)
     learnt = learnt_manifest(base.manifest, learning, region_kept, quality, extends)
     command = shlex.join(["edge-app", *args.typed])
     manifest = {
