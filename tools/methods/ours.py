@@ -2,8 +2,8 @@
 Our own default: the bundle that ``fit`` makes, through the device's own code.
 
 Alignment, scorer and threshold are what ``python -m tools fit`` chooses from the good pictures, but
-for the decoder, which no score needs. A picture goes the way that ``evaluate`` sends it: whole, one
-frame, through the `Inspector`; one in which the device finds no part is scored as it lies.
+for the decoder, which no score needs. A picture is aligned, encoded and scored by the device's
+stages, as ``evaluate`` has it; one in which the device finds no part is scored as it lies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from edge_app.bundle import ENCODER, REFERENCE, Bundle, load_bundle
 from edge_app.config import load_config
 from edge_app.errors import InputError
-from edge_app.inspector import SeeingInspector, Seen
+from edge_app.inspector import Inspector, Seen
 from edge_app.records import Frame
 from tools import fit
 from tools.evaluate import BARE, align_anyway
@@ -28,7 +28,7 @@ from tools.network import encoder_from
 
 BUNDLE, LOG, COUNT = "bundle", "fit.txt", "network_parameters.txt"
 # Arrays of a reference that are records and no part of a score.
-RECORDS = ("image_ids", "scores")
+RECORDS = ("image_ids", "scores", "measures", "fixed_measures", "fixed_images")
 
 
 class OursFitted(Fitted):
@@ -44,10 +44,8 @@ class OursFitted(Fitted):
 
     def __init__(self, bundle: Bundle, network_parameters: int) -> None:
         self._bundle = bundle
-        config = load_config()
-        self._inspector = SeeingInspector(
-            bundle, config.decision, "single", 1, heatmaps=False, quality=config.quality
-        )
+        decision = load_config().decision
+        self._inspector = Inspector(bundle, decision, "single", 1, heatmaps=False)
         self.maps = self._inspector.heatmap_kinds
         manifest = bundle.manifest
         encoder, scorer = manifest["encoder"], manifest["scorer"]
@@ -102,11 +100,8 @@ class OursFitted(Fitted):
             shutil.copytree(self._bundle.path, folder, dirs_exist_ok=True)
 
     def _seen(self, view: View) -> Seen:
-        inspector = self._inspector
         frame = Frame(0, str(view.path), view.frame_bgr)
-        inspector.seen = None
-        inspector.inspect(frame)
-        return inspector.seen or inspector.look(frame, align_anyway(inspector, frame))
+        return self._inspector.look(frame, align_anyway(self._inspector, frame))
 
 
 class Ours(Method):
