@@ -273,7 +273,10 @@ def report_page(
             _curves(these, runs),
             _heatmaps(folder, runs),
         ]
-    sections += [_articles({line.method for line in lines}), f"<p><code>{text(command)}</code></p>"]
+    sections += [
+        _articles({line.method for line in lines}),
+        f'<p class="soft"><code>{text(command)}</code></p>',
+    ]
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -287,8 +290,9 @@ def report_page(
 
 SIDE_BY_SIDE = """
 .maps td { padding: 2px; text-align: center; } .maps td:first-child { text-align: left; }
-.maps img { margin: 0; }
-p code { overflow-wrap: anywhere; white-space: pre-wrap; }
+.maps img { margin: 0; min-width: 4rem; height: auto; }
+.soft code { overflow-wrap: anywhere; }
+@media screen { body { max-width: 76rem; } }
 """
 
 
