@@ -85,6 +85,13 @@ def test_without_a_camera_it_is_ready_and_everything_is_unknown(start, nut_path)
         (["models/sample/clip.mp4", "--bundle", "models/nut"], None, 2, "is no camera"),
         # What systemd would start again for ever.
         (["--bundle", "models/nut"], "[service]\nsource = 'clip.mp4'", 78, "is no camera"),
+        (
+            ["--bundle", "models/nut"],
+            "[service]\nsource = 'synthetic:gone.mp4'",
+            78,
+            "gone.mp4: no such",
+        ),
+        (["synthetic:gone.mp4", "--bundle", "models/nut"], None, 2, "gone.mp4: no such"),
         (["synthetic"], "[service]\nname = 'a b'", 78, "name is 'a b', wanted letters"),
         (
             ["synthetic", "--bundle", "models/nut"],

@@ -85,9 +85,9 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     config = _with_arguments(config, args)
     settings = config.service
     bundle_path = Path(os.path.abspath(Path(settings.state) / settings.bundle))
+    # One that the configuration names is not mended by a restart, which systemd would try for ever.
+    wrong = ConfigError if args.source is None else InputError
     if not is_camera(settings.source):
-        # One that the configuration names is not mended by a restart.
-        wrong = ConfigError if args.source is None else InputError
         raise wrong(f"{settings.source}: is no camera; edge-app inspect judges files")
     if not os.path.lexists(bundle_path):
         raise BundleError(
@@ -96,7 +96,10 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
         )
     bundle = load_bundle(bundle_path)
     _occupy(Path(settings.state))
-    source = open_source(settings.source, config.camera, patient=True)
+    try:
+        source = open_source(settings.source, config.camera, patient=True)
+    except InputError as error:
+        raise wrong(str(error)) from None
     try:
         return _serve(args, config, threads, bundle, bundle_path, source)
     except BaseException:
