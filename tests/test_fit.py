@@ -101,7 +101,7 @@ def test_evaluate_writes_every_figure(fitted, nuts, tmp_path, capsys):
     assert "image AUROC" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "int8"])
 def test_other_dtypes_judge_like_float32(fitted, nuts, weights_file, tmp_path, dtype):
     out = tmp_path / dtype
     assert tools(fit_argv(nuts, weights_file, out, "--dtype", dtype, "--no-decoder")) == 0

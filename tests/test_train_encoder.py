@@ -1,6 +1,7 @@
 import argparse
 import csv
 import gzip
+import shutil
 import struct
 
 import cv2
@@ -240,23 +241,25 @@ def test_too_few_good_pictures():
         encoder_training.split_good(np.arange(19), 0, "set")
 
 
-def stop_before_the_run_is_written(world, out, monkeypatch):
-    """Stopped after the last step: its checkpoint is there, the RUN is not."""
+@pytest.fixture(scope="module")
+def stopped(world):
+    """What a training leaves that was stopped after its last step: a checkpoint and no RUN."""
+    out = world / "stopped"
 
-    def stopped(model, path):
+    def stop(model, path):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(keras.Model, "save", stopped)
-        with pytest.raises(KeyboardInterrupt, match=f"{out.name}.unfinished .* add --resume"):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.Model, "save", stop)
+        with pytest.raises(KeyboardInterrupt, match=r"stopped.unfinished .* add --resume"):
             train_encoder.run(arguments(world, out))
+    assert not out.exists()
+    return world / "stopped.unfinished"
 
 
-def test_a_killed_training_resumes_to_the_same_encoder(world, run_dir, monkeypatch):
+def test_a_killed_training_resumes_to_the_same_encoder(world, run_dir, stopped):
     out = world / "killed"
-
-    stop_before_the_run_is_written(world, out, monkeypatch)
-    assert not out.exists() and (world / "killed.unfinished").is_dir()
+    shutil.copytree(stopped, world / "killed.unfinished")
     with pytest.raises(InputError, match="killed.unfinished: .* add --resume"):
         train_encoder.run(arguments(world, out))
     with pytest.raises(InputError, match="had margin 0.2, now it is 0.3"):
@@ -295,11 +298,10 @@ def test_leaving_out_classes_that_are_not_there_or_too_many(world, classes, word
     assert not list(world.glob("*never*"))
 
 
-def test_a_run_that_cannot_be_written_keeps_its_training(world, run_dir, monkeypatch):
+def test_a_run_that_cannot_be_written_keeps_its_training(world, run_dir, stopped):
     resource = pytest.importorskip("resource", reason="limits of file sizes are POSIX")
     out = world / "full"
-
-    stop_before_the_run_is_written(world, out, monkeypatch)
+    shutil.copytree(stopped, world / "full.unfinished")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # The training is finished, its checkpoint there: the kernel refuses the RUN like a full disk.
     half = (run_dir / "encoder.keras").stat().st_size // 2
@@ -315,14 +317,12 @@ def test_a_run_that_cannot_be_written_keeps_its_training(world, run_dir, monkeyp
     assert all(map(np.array_equal, wanted.get_weights(), got.get_weights()))
 
 
-def test_other_pictures_under_the_same_names_are_not_gone_on_with(world, monkeypatch):
-    import shutil
-
+def test_other_pictures_under_the_same_names_are_not_gone_on_with(world, stopped):
     out, nuts = world / "other", world / "nut" / "train" / "good"
     first = sorted(nuts.iterdir())[0]
     kept = first.read_bytes()
 
-    stop_before_the_run_is_written(world, out, monkeypatch)
+    shutil.copytree(stopped, world / "other.unfinished")
     try:
         cv2.imwrite(str(first), 255 - cv2.imread(str(first)))
         with pytest.raises(InputError, match="had pictures_sha256"):

@@ -193,6 +193,7 @@ def run(args: argparse.Namespace) -> int:
     """Fit a bundle; see the module's docstring."""
     started = time.monotonic()
     refuse_existing(args.out)
+    refuse_unwritable(args.out)
     if args.report:
         refuse_unwritable(args.report)
     if args.data is None and not (args.encoder_only and args.dtype != "int8"):

@@ -172,6 +172,7 @@ def run(args: argparse.Namespace, config: Config, threads: int) -> int:
     if args.list:
         return _list(base)
     refuse_existing(args.out)
+    refuse_unwritable(args.out)
     if args.report:
         refuse_unwritable(args.report)
     settings = _scorer_settings(args, config)
