@@ -351,10 +351,12 @@ def test_of_the_bundles_that_the_page_wrote_the_oldest_go(start, nut_path):
     kept = sorted(path.name for path in service.models.iterdir())
     # Not the one that somebody else has made, however old.
     assert kept[:2] == ["current", "nut"] and len(kept) == 4
-    names = [
-        re.search(r"\((.+)\)$", row.detail)[1]
-        for row in service.store.latest(9, kinds=["threshold"])
-    ]
+    # The answer does not wait for the event to be on the disk.
+    rows = service.wait(
+        lambda: len(found := service.store.latest(9, kinds=["threshold"])) == 4 and found,
+        "the events of four thresholds",
+    )
+    names = [re.search(r"\((.+)\)$", row.detail)[1] for row in rows]
     # None has the name of one that was given up: it stands in events.
     assert len(names) == len(set(names)) == 4 and set(kept[2:]) <= set(names)
     assert (service.models / "current").resolve().name in kept

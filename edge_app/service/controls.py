@@ -85,6 +85,8 @@ class Controls:
         self._loop, self._caretaker, self._board, self._store = loop, caretaker, board, store
         self._path, self._threads, self._fire = bundle_path, threads, fire
         self._at_work = threading.Lock()
+        # Names given since the start: an event may not have reached the disk yet.
+        self._named: set[str] = set()
 
     @property
     def _config(self) -> Config:
@@ -382,11 +384,12 @@ class Controls:
         An event of a bundle that was given up would seem to be of the new one. A board without a
         clock battery may live through an hour twice.
         """
-        told = self._told_of(name)
+        told = self._told_of(name) | self._named
         while True:
             stamp = datetime.fromtimestamp(now_s, UTC).strftime("%Y%m%dT%H%M%S")
             folder = self._path.parent / f"{name}-{stamp}"
             if folder.name not in told and not os.path.lexists(folder):
+                self._named.add(folder.name)
                 return folder
             now_s += 1
 
