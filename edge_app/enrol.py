@@ -104,8 +104,6 @@ class Gathered:
     empty_view : EmptyView or None
     skipped : list of str
         One sentence for each frame that was not learnt.
-    measures : dict of str to Measures
-        What the frame of each picture measured, by the picture's id.
     empty_measures : list of Measures
         Of the pictures of the empty station.
     """
@@ -113,7 +111,6 @@ class Gathered:
     pictures: list[LearntPicture]
     empty_view: EmptyView | None
     skipped: list[str]
-    measures: dict[str, Measures] = field(default_factory=dict)
     empty_measures: list[Measures] = field(default_factory=list)
 
 
@@ -167,7 +164,6 @@ def gather(
     # zero make every density, and the threshold with them, meaningless.
     seen_already = {picture.pixels_rgb.tobytes() for picture in known}
     taken = {picture.image_id for picture in known}
-    measures: dict[str, Measures] = {}
     # By identity: the frames are in `views`, so that no other has the place of one in memory.
     view_of = {id(frame_bgr): view for frame_bgr, view in views}
     empty_bgr = [frame.frame_bgr for frame in empty_frames if _unlearnable(frame, recipe) is None]
@@ -205,7 +201,6 @@ def gather(
         image_id, measured = fresh_id(name, taken), measure(frame.frame_bgr, recipe.region)
         pictures.append(LearntPicture(image_id, aligned.pixels_rgb, kind, measured))
         taken.add(image_id)
-        measures[image_id] = measured
         if location is not None:
             centres.append(location.centre)
             whole_rgb.append(view_rgb)
@@ -216,7 +211,7 @@ def gather(
         empty_view = learn_empty_view(empty_rgb, whole_rgb)
     elif empty_view is not None:
         empty_view = widen(empty_view, centres)
-    return Gathered(pictures, empty_view, skipped, measures, empty_measures)
+    return Gathered(pictures, empty_view, skipped, empty_measures)
 
 
 def _unlearnable(frame: Frame, recipe: Preprocessing) -> str | None:
@@ -409,11 +404,11 @@ def quality_section(
         Of the bundle that is extended, from `fixed_limits`.
     """
     odd = {*learning.uncounted, *(name for name, _ in learning.least_like)}
-    measured = {
-        picture.image_id: picture.measures or gathered.measures.get(picture.image_id)
+    good = [
+        picture.measures
         for picture in learning.pictures
-    }
-    good = [m for name, m in measured.items() if m is not None and name not in odd]
+        if picture.measures is not None and picture.image_id not in odd
+    ]
     fixed = fixed or light_of(gathered.empty_measures)
     if fixed is not None:
         spans = np.array([getattr(fixed, name) for name in MOST], np.float64)

@@ -136,7 +136,6 @@ def _minutes(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; see the module's docstring."""
-
     from tools.check_data import warn
     from tools.methods.registry import METHODS
 

@@ -574,17 +574,17 @@ class FittedEmbedding(Fitted):
             If `path` exists or cannot be written.
         """
         network, part = self.network, self._part
-        pictures, measures, taken = [], {}, set()
+        pictures, taken = [], set()
         for row in network.rows:
             view = part.good[row]
             image_id = fresh_id(view.path.name, taken)
             taken.add(image_id)
-            pictures.append(LearntPicture(image_id, view.pixels(network.size)))
-            measures[image_id] = measure(view.frame_bgr)
+            pixels_rgb, measured = view.pixels(network.size), measure(view.frame_bgr)
+            pictures.append(LearntPicture(image_id, pixels_rgb, measures=measured))
         settings = next(iter(self._settings.values()))
         learning = learn(pictures, network.encoder, part.alignment, settings, WANTED_RATE)
         sections = dict(learning.sections)
-        sections["quality"] = quality_section(Gathered(pictures, None, [], measures), learning)
+        sections["quality"] = quality_section(Gathered(pictures, None, []), learning)
         decoder = self._decoders.get("mobile")
         if decoder is not None:
             sections["decoder"] = self._decoder_section(decoder, pictures)
