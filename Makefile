@@ -25,8 +25,9 @@ demo: $(VENV)/device
 
 venv: $(VENV)/workstation
 
+# Two workers, a file to one of them: what a file's tests share, a training above all, is made once.
 test: $(VENV)/workstation
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 # The live window is tested with an OpenCV that has windows, in an environment of its own; it needs Xvfb,
 # xdotool and ImageMagick's import (apt install xvfb xdotool imagemagick), or those tests are skipped.
