@@ -72,11 +72,9 @@ from edge_app.records import Frame
 # spread is a guess, and the threshold with it.
 LEAST_IMAGES, FEW_IMAGES = 3, 20
 # Where more than the first share of the pictures is unlike the rest, some are taken not to be good,
-# and the second share of each place's patches, the strangest, is not stored. Up to 5.2 % of clean
-# sets were unlike the rest, 6.3 to 10.6 % where one picture in ten was defective (tiles, screws).
-# There trimming took the tiles' AUROC from 0.59 to 0.80 and the screws' from 0.969 to 0.980; clean
-# sets would lose 0.01 to 0.04 by it. Of few pictures, so many must look odd at least: two of two
-# dozen good ones happen to.
+# and the second share of each place's patches, the strangest, is not stored instead of
+# `ALWAYS_TRIMMED`. Up to 5.2 % of clean sets were unlike the rest. Of few pictures, so many must
+# look odd at least: two of two dozen good ones happen to.
 SUSPICIOUS_SHARE, LEAST_SUSPICIOUS, TRIM = 0.055, 3, 0.1
 # Frames that the alignment is learnt from, at most.
 ALIGN_PICTURES = 60
@@ -684,6 +682,8 @@ def learn(
     kept = np.arange(count)
     dropped: list[tuple[str, float]] = []
     groups = encodings.groups
+    # What a person has said is good, though it was called NG, is good.
+    believed = np.array([picture.kind != "good" for picture in pictures])
     patch_settings = patch_settings or default_settings(
         encoder.map_shapes, usable_maps(encoder.map_shapes)
     )
@@ -691,7 +691,14 @@ def learn(
     least = LEAST_IMAGES if settings.kind == "patches" else max(LEAST_IMAGES, settings.k + 1)
     while True:
         reference, scorer, scores, apart = _learn_kind(
-            encodings, kept, groups[kept], encoder, alignment, settings, patch_settings
+            encodings,
+            kept,
+            groups[kept],
+            encoder,
+            alignment,
+            settings,
+            patch_settings,
+            believed[kept],
         )
         odd = least_like(scores, groups[kept])
         # What was kept out of the standardisation and scores above all that was not is odd too: of
@@ -702,13 +709,12 @@ def learn(
         odd = odd[np.argsort(-scores[odd], kind="stable")]
         many = max(SUSPICIOUS_SHARE * len(kept), LEAST_SUSPICIOUS - 1)
         suspicious = len(odd) > many and len(kept) >= FEW_IMAGES
-        if settings.kind == "patches" and suspicious and not patch_settings.trim:
+        if settings.kind == "patches" and suspicious and patch_settings.trim < TRIM:
             patch_settings, before = replace(patch_settings, trim=TRIM), odd
             continue
         # Trimming makes every picture look a little odd, so those that stood out before count.
         odd, before = (odd, None) if before is None else (before, None)
-        # What a person has said is good, though it was called NG, is good.
-        odd = odd[[pictures[kept[row]].kind == "good" for row in odd]] if len(odd) else odd
+        odd = odd[~believed[kept[odd]]]
         if not drop_outliers or not len(odd) or len(kept) - len(odd) < least:
             break
         dropped += [(pictures[kept[row]].image_id, float(scores[row])) for row in odd]
@@ -719,7 +725,8 @@ def learn(
     chosen = [pictures[row] for row in kept]
     # A picture that is not good must not set the limit that it should have been found by. Where so
     # many look odd that some are surely not good, none of them counts.
-    uncounted = odd if patch_settings.trim else blinding(scores, groups[kept], odd, wanted_rate)
+    many_odd = patch_settings.trim >= TRIM
+    uncounted = odd if many_odd else blinding(scores, groups[kept], odd, wanted_rate)
     counted = _without(np.arange(len(kept)), uncounted)
     odd_left = np.flatnonzero(np.isin(counted, odd))
     threshold = calibrate(scores[counted], wanted_rate, groups[kept][counted], odd_left)
@@ -765,6 +772,7 @@ def _learn_kind(
     alignment: Alignment,
     settings: ScorerSettings,
     patch_settings: PatchSettings,
+    believed: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], dict[str, Any], np.ndarray, np.ndarray]:
     """Arrays, the manifest's `scorer`, held-out scores, and which rows had no say in the scale."""
     held_out, _ = folds(groups)
@@ -782,13 +790,20 @@ def _learn_kind(
     for last in (False, True):
         projections = {c: encodings.learn_features(c, rows[ordinary]) for c in components}
         features = {c: encodings.features(c, projections[c], rows) for c in components}
-        distances = held_out_distances(patch_settings, features, held_out, map_shapes)
+        distances = held_out_distances(patch_settings, features, held_out, map_shapes, believed)
         odd = _strange(robust_scores(patch_settings, distances, weight), groups)
         if last or not np.isin(odd, ordinary).any():
             break
         ordinary = _without(ordinary, odd)
     arrays, section, scores, maps = learn_patches(
-        patch_settings, features, projections, weight, distances, map_shapes, ordinary
+        patch_settings,
+        features,
+        projections,
+        weight,
+        distances,
+        map_shapes,
+        ordinary,
+        believed,
     )
     low = max(float(np.quantile(maps[ordinary], UNPAINTED_SHARE)), 1e-6)
     scale = {"low": low, "high": RED_OVER_LOW * low}
@@ -833,7 +848,7 @@ def promise(learning: Learning) -> list[str]:
         )
     scorer = learning.sections["scorer"]
     kinds = {component["kind"] for component in scorer.get("components", ())}
-    if scorer.get("trim") and "place" in kinds:
+    if scorer.get("trim", 0) >= TRIM and "place" in kinds:
         sentences.append(
             "so many pictures are unlike the rest that some may not be good: the strangest "
             f"{scorer['trim']:.0%} of the good patches of each place were not "

@@ -55,9 +55,11 @@ ROUNDS, ANCHORS = 2, 3
 # Shares of Otsu's threshold that are tried; the highest whose areas spread at most so much more
 # than those of the best is taken. A part with one bright face needs less than the whole.
 OTSU_SHARES, SPREAD_FREEDOM = (1.0, 0.8, 0.65), 1.25
-# A good part's area may be off the median by this share, and so many of the pictures may fail:
-# one in ten is defective, and a chance beside it.
-AREA_FREEDOM, MOST_FAILING = 0.4, 0.15
+# A good part's area may be off the median by this share.
+AREA_FREEDOM = 0.4
+# The share of defective pictures that a folder of good ones may hold, the chance left that a sample
+# of it holds more than is allowed for, and the share of the sample that is allowed for at most.
+DEFECTIVE_SHARE, FAILING_CHANCE, MOST_FAILING = 0.1, 0.025, 0.25
 # A foreground as weak as this is noise, grey levels; as small or as large a share of the view as
 # that no part.
 LEAST_CONTRAST, LEAST_SHARE, MOST_SHARE = 8.0, 0.004, 0.7
@@ -261,7 +263,8 @@ def _common_ground(views: Sequence[View]) -> tuple[_Ground, list[_Seen], str | N
     touching = sum(
         edge_share(view.search, limit) > TOUCHING for view, limit in zip(views, limits, strict=True)
     )
-    shares = OTSU_SHARES if touching <= max(1.0, MOST_FAILING * len(views)) else OTSU_SHARES[:1]
+    most = _most_failing(len(views))
+    shares = OTSU_SHARES if touching <= most else OTSU_SHARES[:1]
     tried = []
     for share in shares:
         found = [
@@ -293,7 +296,6 @@ def _common_ground(views: Sequence[View]) -> tuple[_Ground, list[_Seen], str | N
     # The touch of what is not clear says nothing about good parts.
     good_touch = [value for value, one in zip(touch, seen, strict=True) if one.clear] or [0.0]
     ground = _Ground(threshold, otsu_share, level, area, float(np.quantile(good_touch, 0.95)))
-    most = max(1.0, MOST_FAILING * len(views))
     share = area / _search_size(views)
     if len(views) < LEAST_FRAMES:
         obstacle = f"{len(views)} pictures, wanted at least {LEAST_FRAMES}"
@@ -305,7 +307,7 @@ def _common_ground(views: Sequence[View]) -> tuple[_Ground, list[_Seen], str | N
     elif (~inside).sum() > most:
         obstacle = (
             f"in {(~inside).sum()} of {len(views)} pictures the foreground touches the edge of the "
-            f"view, at most {most:.0f} may"
+            f"view, at most {most} may"
         )
     elif not LEAST_SHARE <= share <= MOST_SHARE:
         obstacle = (
@@ -315,11 +317,26 @@ def _common_ground(views: Sequence[View]) -> tuple[_Ground, list[_Seen], str | N
     elif (~(stable & single)).sum() > most:
         obstacle = (
             f"{(~(stable & single)).sum()} of {len(views)} pictures do not show one piece of the "
-            f"usual size before the background, at most {most:.0f} may"
+            f"usual size before the background, at most {most} may"
         )
     else:
         obstacle = None
     return ground, seen, obstacle
+
+
+def _most_failing(count: int) -> int:
+    """
+    How many of so many pictures may show no clear part: those of a defective tenth, by chance.
+
+    The binomial quantile, at least 1. A fixed share just above a tenth gave up an alignment that
+    the other pictures agreed on in one of five draws of 49 with one in ten defective.
+    """
+    most, probability = 0, (1 - DEFECTIVE_SHARE) ** count
+    below = probability
+    while below < 1 - FAILING_CHANCE:
+        probability *= (count - most) / (most + 1) * DEFECTIVE_SHARE / (1 - DEFECTIVE_SHARE)
+        most, below = most + 1, below + probability
+    return max(1, min(most, int(MOST_FAILING * count)))
 
 
 def _summary(correlations: np.ndarray) -> dict[str, float]:

@@ -9,7 +9,13 @@ import pytest
 from edge_app.align import Aligner, alignment_section
 from edge_app.errors import InputError
 from edge_app.foreground import CAP, DARK
-from edge_app.learn_align import _median_picture, learn_alignment
+from edge_app.learn_align import (
+    DEFECTIVE_SHARE,
+    FAILING_CHANCE,
+    _median_picture,
+    _most_failing,
+    learn_alignment,
+)
 
 FRAME = (120, 160)
 SIZE = (32, 64)
@@ -305,3 +311,12 @@ def test_what_was_seen_while_learning_is_what_the_aligner_would_see():
         again, known = aligner.align(frame), aligner.align(frame, view)
         assert np.array_equal(again.pixels_rgb, known.pixels_rgb)
         assert np.array_equal(again.matrix, known.matrix) and again.agreement == known.agreement
+
+
+def test_a_sample_may_hold_more_than_a_tenth_that_is_defective_by_chance():
+    from scipy.stats import binom
+
+    for count in (10, 24, 49, 60):
+        allowed = min(int(binom.ppf(1 - FAILING_CHANCE, count, DEFECTIVE_SHARE)), count // 4)
+        assert _most_failing(count) == allowed
+    assert _most_failing(49) == 9 and _most_failing(3) == _most_failing(1) == 1

@@ -25,6 +25,7 @@ from edge_app.learn_patches import (
     MOST_APART,
     MOST_BYTES,
     MOST_PRODUCTS,
+    TRIMMED_FROM,
     PatchSettings,
     affordable_bytes,
     choose,
@@ -599,3 +600,37 @@ def test_trimming_leaves_out_what_no_other_picture_shows():
     probe[1, 1] = features[0, 1, 1]
     assert plain.distance(probe)[1, 1] < 0.1 < 5 < trimmed.distance(probe)[1, 1]
     assert trimmed.distance(probe)[0, 0] == pytest.approx(plain.distance(probe)[0, 0], rel=0.5)
+
+
+@pytest.mark.parametrize("distances", ["known", "too many to be kept"])
+def test_of_what_a_person_called_good_nothing_is_trimmed(distances, monkeypatch):
+    features = normal(3, 40, 3, 3, 4)
+    features[7, 1, 1] += 30
+    component, believed = Component("place", 0, 4), np.arange(40) == 7
+    if distances != "known":
+        monkeypatch.setattr("edge_app.learn_patches.MOST_APART", 1)
+    doubted = fit_component(component, features, PLENTY, trim=0.05)["rows"]
+    trusted = fit_component(component, features, PLENTY, trim=0.05, believed=believed)["rows"]
+    middle = 3 * 1 + 1
+    assert doubted.shape == trusted.shape == (9, 38, 4)
+    assert doubted[middle].max() < 10 < trusted[middle].max()
+
+
+def test_more_pictures_than_are_compared_are_all_kept_but_the_strangest(monkeypatch):
+    monkeypatch.setattr("edge_app.learn_patches.MOST_APART", 1)
+    features = normal(4, TRIMMED_FROM + 60, 2, 2, 4)
+    features[-3:] += 30 * np.arange(1, 4)[:, None, None, None]
+    rows = fit_component(Component("place", 0, 4), features, PLENTY, trim=0.01)["rows"]
+    assert rows.shape == (4, TRIMMED_FROM + 57, 4) and rows.max() < 10
+
+
+def test_the_default_is_not_blinded_by_one_defective_picture_in_ten():
+    # Each shows something else at its own place: none looks like another.
+    features = normal(5, 80, 4, 4, 6)
+    for row, place in zip(range(0, 80, 10), range(8), strict=True):
+        features[row].reshape(16, 6)[place] += 12 * np.sign(normal(row, 6))
+    component, settings = Component("place", 0, 6), PatchSettings((Component("place", 0, 6),))
+    arrays = fit_component(component, features, PLENTY, trim=settings.trim)
+    model = ComponentModel(component, arrays)
+    for row, place in zip(range(0, 80, 10), range(8), strict=True):
+        assert model.distance(features[row]).ravel()[place] > 10

@@ -19,6 +19,7 @@ from edge_app.enrol import Encodings, usable_maps
 from edge_app.held_out import folds
 from edge_app.learn_neighbours import ScorerSettings, held_out_with
 from edge_app.learn_patches import (
+    ALWAYS_TRIMMED,
     MOST_BYTES,
     PatchSettings,
     average_map,
@@ -269,6 +270,7 @@ class Bench:
                 floats,
                 self._drawn.features(component, projection),
                 self._drawn_on,
+                trim=ALWAYS_TRIMMED,
             )
         return self._known[key]
 

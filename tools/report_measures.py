@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_app.bundle import LEARNT, Bundle
 from edge_app.dial import Dial
+from edge_app.enrol import TRIM
 from edge_app.held_out import (
     NEVER,
     blinding,
@@ -216,7 +217,7 @@ def _held_out(bundle: Bundle) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     # A picture added because it was called NG is good, however odd.
     odd = np.array([row for row in odd if ids[row] not in kept or kept[ids[row]].kind == GOOD], int)
     uncounted = odd
-    if not bundle.manifest["scorer"].get("trim"):
+    if bundle.manifest["scorer"].get("trim", 0) < TRIM:
         uncounted = blinding(scores, groups, odd, section["wanted_rate"])
     counted = np.setdiff1d(np.arange(len(scores)), uncounted)
     return scores, groups, np.flatnonzero(np.isin(counted, odd)), counted
