@@ -20,6 +20,7 @@ COMMANDS = {
     "train-decoder": "train the decoder behind the heatmap",
     "convert": "Keras to TFLite, with a parity report",
     "unpack-idx": "IDX files (Fashion-MNIST) to an inspection set of PNG files",
+    "spoil": "a set with few good pictures, or defective ones among them, to see what that costs",
     "bench-stored": "AUROC and milliseconds over the number of stored embeddings",
     "compare": "every method of the articles, and our own, on the same pictures",
     "leak-experiment": "did a model learn good from bad, or JPEG from PNG?",
