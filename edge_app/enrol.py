@@ -48,7 +48,7 @@ from edge_app.learn_patches import (
     learn_patches,
     robust_scores,
 )
-from edge_app.learnt_pictures import LearntPicture, fresh_id, pack, thin, unpack
+from edge_app.learnt_pictures import GOOD, LearntPicture, fresh_id, pack, thin, unpack
 from edge_app.patches import Component, Features, finest_grid, read_components
 from edge_app.preprocess import Preprocessing, prepare, unusable
 from edge_app.presence import EmptyView, learn_empty_view, locate, widen
@@ -683,7 +683,7 @@ def learn(
     dropped: list[tuple[str, float]] = []
     groups = encodings.groups
     # What a person has said is good, though it was called NG, is good.
-    believed = np.array([picture.kind != "good" for picture in pictures])
+    believed = np.array([picture.kind != GOOD for picture in pictures])
     patch_settings = patch_settings or default_settings(
         encoder.map_shapes, usable_maps(encoder.map_shapes)
     )

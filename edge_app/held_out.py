@@ -527,14 +527,14 @@ def false_reject_interval(rejected: int, count: int) -> tuple[float, float]:
     low, high = 0.0, 1.0
     if rejected > 0:
         # The rate at which so many or more are as rare as the tail.
-        low = _bisect(lambda rate: 1 - _at_most(rejected - 1, count, rate) < tail, 0.0, 1.0)
+        low = _bisect(lambda rate: 1 - at_most(rejected - 1, count, rate) < tail, 0.0, 1.0)
     if rejected < count:
-        high = _bisect(lambda rate: _at_most(rejected, count, rate) > tail, 0.0, 1.0)
+        high = _bisect(lambda rate: at_most(rejected, count, rate) > tail, 0.0, 1.0)
     return low, high
 
 
-def _at_most(most: int, count: int, rate: float) -> float:
-    """Binomial probability of at most `most` in `count` at `rate`, 0 < rate < 1."""
+def at_most(most: int, count: int, rate: float) -> float:
+    """Binomial probability of at most `most`, below `count`, in `count` at `rate`, 0 < rate < 1."""
     numbers = np.arange(most + 1)
     steps = np.log((count - numbers[:-1]) / (numbers[:-1] + 1.0))
     choose = np.concatenate([[0.0], np.cumsum(steps)])

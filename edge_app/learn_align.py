@@ -34,6 +34,7 @@ from edge_app.foreground import (
     pieces,
     scaling,
 )
+from edge_app.held_out import at_most
 from edge_app.pose import PoseSearch, similarity, warp
 from edge_app.preprocess import region_box, shrink
 
@@ -331,12 +332,10 @@ def _most_failing(count: int) -> int:
     The binomial quantile, at least 1. A fixed share just above a tenth gave up an alignment that
     the other pictures agreed on in one of five draws of 49 with one in ten defective.
     """
-    most, probability = 0, (1 - DEFECTIVE_SHARE) ** count
-    below = probability
-    while below < 1 - FAILING_CHANCE:
-        probability *= (count - most) / (most + 1) * DEFECTIVE_SHARE / (1 - DEFECTIVE_SHARE)
-        most, below = most + 1, below + probability
-    return max(1, min(most, int(MOST_FAILING * count)))
+    most, limit = 1, int(MOST_FAILING * count)
+    while most < limit and at_most(most, count, DEFECTIVE_SHARE) < 1 - FAILING_CHANCE:
+        most += 1
+    return most
 
 
 def _summary(correlations: np.ndarray) -> dict[str, float]:

@@ -295,7 +295,7 @@ def _fit(
     if component.kind == "place":
         most = max(1, most_floats // (places * axes))
         rows = np.ascontiguousarray(by_place.transpose(1, 0, 2))
-        if trim:
+        if _staying(count, trim) < count:
             rows = _trimmed(rows, trim, believed)
         return {"rows": rows if rows.shape[1] <= most else _choose_each(rows, most)}
     rows = _some(by_place.reshape(-1, axes), CHOSEN_FROM, seed)
@@ -416,7 +416,7 @@ def _picked(
     stays = np.ones(apart.shape[:2], np.float32)
     stays[:, left_out] = 0
     kept = np.broadcast_to(np.delete(own, left_out), (len(apart), len(own) - len(left_out)))
-    if trim:
+    if _staying(kept.shape[1], trim) < kept.shape[1]:
         others = apart.copy()
         others[:, own, own] = others[:, :, left_out] = np.inf
         nearest_sq = others.min(axis=2)
@@ -439,10 +439,14 @@ def _picked(
     return chosen
 
 
+def _staying(count: int, share: float) -> int:
+    """How many of so many rows stay; what goes is rounded down: of a dozen each is needed."""
+    return max(1, count - int(share * count + 1e-9))
+
+
 def _least(nearest_sq: np.ndarray, share: float) -> np.ndarray:
     """Each place's rows but the share that is farthest from the others, in their order."""
-    # Rounded down: of a dozen pictures each is needed.
-    kept = max(1, nearest_sq.shape[1] - int(share * nearest_sq.shape[1] + 1e-9))
+    kept = _staying(nearest_sq.shape[1], share)
     return np.sort(np.argsort(nearest_sq, axis=1, kind="stable")[:, :kept], axis=1)
 
 

@@ -103,11 +103,12 @@ def test_a_float32_file_judges_like_keras(encoder, device, good_rgb):
     assert seen == [2 * (24 + judgement["drawn_defects"])] * len(seen)
     assert len(seen) == seen[0]
     assert set(judgement["scorers"]) == {"patches", "lof"}
-    for figures in judgement["scorers"].values():
+    # Which of two patches is the stranger, and so is not stored, may turn on rounding.
+    for scorer, exact in (("patches", 5e-3), ("lof", 1e-3)):
+        figures = judgement["scorers"][scorer]
         before, after = figures["keras"], figures["converted"]
         assert abs(figures["drawn_auroc_loss"]) < 1e-3
-        # Which of two patches is the stranger, and so is not stored, may turn on rounding.
-        assert after["threshold"] == pytest.approx(before["threshold"], rel=5e-3)
+        assert after["threshold"] == pytest.approx(before["threshold"], rel=exact)
         assert before["drawn_auroc"] > 0.8
         assert before["test_auroc"] is None and after["test_auroc"] is None
     refuse_lost("float32", judgement)

@@ -19,7 +19,6 @@ from edge_app.enrol import Encodings, usable_maps
 from edge_app.held_out import folds
 from edge_app.learn_neighbours import ScorerSettings, held_out_with
 from edge_app.learn_patches import (
-    ALWAYS_TRIMMED,
     MOST_BYTES,
     PatchSettings,
     average_map,
@@ -230,7 +229,7 @@ class Bench:
         self._encodings, self._rows = encodings, rows
         self._drawn, self._drawn_on, self._folds = drawn, drawn_on, held_out
         self.encoder, self._weigh = encoder, weigh
-        self._known: dict[tuple[Component, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._known: dict[tuple[Component, int, float], tuple[np.ndarray, np.ndarray]] = {}
 
     def scores(
         self, settings: PatchSettings | ScorerSettings
@@ -243,7 +242,7 @@ class Bench:
         components = settings.components
         shapes = self.encoder.map_shapes
         distances = [
-            self._distances(component, floats)
+            self._distances(component, floats, settings.trim)
             for component, floats in zip(components, floats_of(settings, shapes), strict=True)
         ]
         standards = [
@@ -258,9 +257,11 @@ class Bench:
         for kind in IMAGE_SCORES:
             yield kind, image_scores(good, kind), image_scores(bad, kind)
 
-    def _distances(self, component: Component, floats: int) -> tuple[np.ndarray, np.ndarray]:
+    def _distances(
+        self, component: Component, floats: int, trim: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Held-out maps of the good pictures and of those with a drawn defect."""
-        key = (component, floats)
+        key = (component, floats, trim)
         if key not in self._known:
             projection = self._encodings.learn_features(component, self._rows)
             self._known[key] = hold_out(
@@ -270,7 +271,7 @@ class Bench:
                 floats,
                 self._drawn.features(component, projection),
                 self._drawn_on,
-                trim=ALWAYS_TRIMMED,
+                trim=trim,
             )
         return self._known[key]
 

@@ -100,7 +100,7 @@ def draw(pictures: InspectionSet, good: int | None, share: float, seed: int) -> 
     Raises
     ------
     InputError
-        If there are fewer good or defective pictures than are wanted.
+        If there are fewer good or defective pictures than are wanted, or no good one would stay.
     """
     rng = np.random.default_rng(seed)
     kept = list(pictures.train_good)
@@ -111,6 +111,8 @@ def draw(pictures: InspectionSet, good: int | None, share: float, seed: int) -> 
             )
         kept = [kept[row] for row in np.sort(rng.choice(len(kept), good, replace=False))]
     count = max(1, math.floor(share * len(kept) + 1e-9)) if share else 0
+    if count == len(kept):
+        raise InputError(f"{pictures.name}: of {count} good picture none would stay, wanted more")
     defective = [row for row, one in enumerate(pictures.test) if one.is_anomaly]
     # One stays at least: without it there is nothing to measure on.
     if count and count >= len(defective):
@@ -118,16 +120,16 @@ def draw(pictures: InspectionSet, good: int | None, share: float, seed: int) -> 
             f"{pictures.name}: has {len(defective)} defective pictures in test, wanted more than "
             f"{count}"
         )
-    places = np.sort(rng.choice(len(kept), count, replace=False))
-    joining = {int(row) for row in rng.choice(defective, count, replace=False)} if count else set()
-    # Dealt out in any order, or each kind of defect would stand in a row.
-    intruders = [pictures.test[row] for row in rng.permutation(sorted(joining))] if count else []
+    places = np.sort(rng.choice(len(kept), count, replace=False)).tolist()
+    # In any order: dealt out sorted, each kind of defect would stand in a row.
+    joining = rng.choice(defective, count, replace=False).tolist()
+    replaced, joined = set(places), set(joining)
     return Spoilt(
-        tuple(path for row, path in enumerate(kept) if row not in set(places.tolist())),
-        tuple(intruders),
+        tuple(path for row, path in enumerate(kept) if row not in replaced),
+        tuple(pictures.test[row] for row in joining),
         tuple(kept[place] for place in places),
         pictures.train_empty,
-        tuple(one for row, one in enumerate(pictures.test) if row not in joining),
+        tuple(one for row, one in enumerate(pictures.test) if row not in joined),
     )
 
 
